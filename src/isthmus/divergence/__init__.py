@@ -1,0 +1,1 @@
+"""The catalogue of divergences and the rules engine: two CPUs + guest evidence -> findings."""

@@ -1,0 +1,1 @@
+"""What can be learnt of a guest from outside: its console, its kernel, what it believed at boot."""

@@ -1,0 +1,1 @@
+"""One module per platform: inventory, render a baseline, migrate."""

@@ -1,0 +1,1 @@
+"""Proof by machine: lab hosts, guest images, the payload and the demo."""

@@ -1,0 +1,1 @@
+"""The demo: the failure every product has today, and the two cures."""

@@ -1,0 +1,1 @@
+"""Lab: guest images and emulated hosts on one machine."""

@@ -1,0 +1,1 @@
+"""Find and explain instructions that only some CPUs execute."""

@@ -1,0 +1,1 @@
+"""Translation: doing an instruction's work for a CPU that lacks it."""
