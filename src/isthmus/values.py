@@ -22,7 +22,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(value: Any, *, indent: int | None = None) -> bytes:
-    """Encode a value as JSON with sorted keys and sorted sets, so that equal values are equal bytes."""
+    """Encode a value as JSON; keys and sets are sorted, so that equal values are equal bytes."""
     data = msgspec.json.encode(value, order="sorted")
     return data if indent is None else msgspec.json.format(data, indent=indent)
 
@@ -36,7 +36,9 @@ def from_json(data: bytes | str, kind: type[V], *, where: str = "input") -> V:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: {error}", remedy=f"expected a {kind.__name__} document") from error
+        raise InputError(
+            f"{where}: {error}", remedy=f"expected a {kind.__name__} document"
+        ) from error
 
 
 def read_bytes(path: Path, *, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
