@@ -1,1 +1,1 @@
-"""Preflight -> prepare -> move -> verify -> commit or roll back; the record that survives a crash."""
+"""Preflight, prepare, move, verify, commit or roll back; the record that survives a crash."""

@@ -324,3 +324,18 @@ def connectable(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def find(directory: Path) -> ProcessIdentity | None:
+    """The QEMU whose monitor lies in ``directory``, found by its command line, or None.
+
+    For a starter that was killed before it could write down whom it had started.
+    """
+    mark = os.fsencode(directory / "qmp.sock")
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError, ProcessLookupError):
+            if mark in (entry / "cmdline").read_bytes():
+                return ProcessIdentity.of(int(entry.name))
+    return None

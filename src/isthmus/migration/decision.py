@@ -1,0 +1,101 @@
+"""What to do with a migration that did not go to its end: a pure decision.
+
+The engine asks after a failure, recovery asks after a crash of the engine; both act on the same
+answer.  The rule behind all of it: at every instant at most one copy of the guest runs, and no copy
+is destroyed while the other is not known to be whole.
+"""
+
+import enum
+
+from isthmus.migration.phases import MAY_HAVE_RUN, Phase
+from isthmus.values import Value
+
+
+class Copy(enum.StrEnum):
+    """The state of one copy of the guest, as far as it can be found out."""
+
+    RUNNING = "running"
+    HELD = "held"  # whole, and standing still
+    PARTIAL = "partial"  # a destination that has not loaded everything
+    DEAD = "dead"  # its process is gone for certain
+    UNREACHABLE = "unreachable"  # it may run; nobody can tell
+
+
+class Action(enum.StrEnum):
+    """What brings the migration to its end."""
+
+    ROLL_BACK = "roll-back"  # destroy the destination, then let the source run on
+    FINISH = "finish"  # let the destination run (if it does not), verify, destroy the source
+    HOLD = "hold"  # touch nothing that runs; the operator decides
+    LOST = "lost"  # no whole copy is left
+
+
+class Situation(Value, frozen=True):
+    """All that the decision depends on.
+
+    ``failed``: verification found that the guest does not live on the destination.
+    ``traceless``: the destination has provably written to no disk.
+    """
+
+    phase: Phase
+    source: Copy
+    destination: Copy
+    failed: bool = False
+    traceless: bool = False
+
+
+class Decision(Value, frozen=True):
+    """The action, and the reason in words for the record and the operator."""
+
+    action: Action
+    reason: str
+
+
+_WHOLE = frozenset({Copy.RUNNING, Copy.HELD})
+
+
+def decide(situation: Situation) -> Decision:
+    """Decide how a migration that stopped in ``situation.phase`` is brought to its end."""
+    if situation.source is Copy.UNREACHABLE:
+        return _decision(Action.HOLD, "the source does not answer and may be running")
+    if situation.phase in MAY_HAVE_RUN:
+        return _after_start(situation)
+    return _before_start(situation)
+
+
+def _before_start(situation: Situation) -> Decision:
+    """The destination has never run: the source, if it is whole, is the guest."""
+    if situation.source in _WHOLE:
+        return _decision(Action.ROLL_BACK, "the destination has never run")
+    if situation.destination is Copy.HELD:
+        return _decision(
+            Action.FINISH, "the source is gone and the destination has loaded the whole guest"
+        )
+    if situation.destination is Copy.UNREACHABLE:
+        return _decision(Action.HOLD, "the source is gone and the destination does not answer")
+    return _decision(Action.LOST, "the source is gone and the destination is not whole")
+
+
+def _after_start(situation: Situation) -> Decision:
+    """The destination may have run: the source is stale unless no trace was left."""
+    destination = situation.destination
+    verified = situation.phase in {Phase.COMMITTING, Phase.COMMITTED}
+    if destination is Copy.UNREACHABLE:
+        return _decision(Action.HOLD, "the destination does not answer and may be running")
+    if situation.source is Copy.RUNNING and destination is not Copy.DEAD:
+        return _decision(Action.HOLD, "the source runs although the destination was started")
+    if destination in _WHOLE and (verified or not situation.failed):
+        return _decision(Action.FINISH, "the destination holds the guest")
+    if situation.source not in _WHOLE:
+        if destination in _WHOLE:
+            return _decision(Action.HOLD, "the destination fails and the source is gone")
+        return _decision(Action.LOST, "neither copy is left")
+    if situation.traceless:
+        return _decision(Action.ROLL_BACK, "the destination has written to no disk")
+    return _decision(
+        Action.HOLD, "the guest may have written to its disk on the destination: the source is old"
+    )
+
+
+def _decision(action: Action, reason: str) -> Decision:
+    return Decision(action=action, reason=reason)

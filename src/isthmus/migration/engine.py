@@ -1,0 +1,370 @@
+"""The move itself: prepare -> move -> verify -> commit or roll back.
+
+The split-brain rule: the source may run only while the destination provably has not run and never
+will; the destination may run only while the source provably stands still.  Both stand still between
+``switched`` and ``starting``, and the journal says that the destination may be let go *before* it
+is.  Whatever fails, and also a crash of this very process, is settled by one decision
+(:mod:`isthmus.migration.decision`) from the journal's phase and what both processes say.
+
+Preflight has been done before: see :mod:`isthmus.migration.preflight`.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from qemu.qmp import EventListener
+
+from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
+from isthmus.hypervisor.qemu import process, stream
+from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
+from isthmus.migration.phases import MAY_HAVE_RUN, Phase
+from isthmus.migration.record import Figures, Journal, MigrationRecord, Plan, Side
+from isthmus.migration.sides import Destination, Source
+from isthmus.migration.verify import watch
+from isthmus.translate.service import TranslatorClient, spawn
+from isthmus.values import Value
+
+
+class Options(Value, frozen=True):
+    """How to move.
+
+    ``bandwidth`` in bytes/s and ``downtime_limit_ms``: QEMU's own limits where None;
+    ``verify_s`` how long at most to watch before the commit; ``translate`` arms the translator;
+    ``channel`` is ``unix`` (a socket in the destination's private folder) or ``tcp`` (loopback).
+    """
+
+    bandwidth: int | None = None
+    downtime_limit_ms: int | None = None
+    verify_s: float = 10.0
+    translate: bool = False
+    channel: str = "unix"
+    lives_with_parent: bool = False
+
+
+class Progress(Value, frozen=True):
+    """What the operator sees while it moves."""
+
+    phase: Phase
+    transfer: stream.Transfer | None = None
+
+
+Observer = Callable[[Progress], None]
+Checkpoint = Callable[[Phase], Awaitable[None]]
+Adopt = Callable[[MigrationRecord], None]
+
+
+async def _pass(_: Phase) -> None:
+    return None
+
+
+async def move(
+    plan: Plan,
+    *,
+    journals: Path,
+    options: Options,
+    observer: Observer = lambda _: None,
+    checkpoint: Checkpoint = _pass,
+    adopt: Adopt = lambda _: None,
+) -> MigrationRecord:
+    """Move one guest; returns the record of a committed migration.
+
+    :param checkpoint: awaited after each phase is entered; tests make faults there.
+    :param adopt: called when the destination has become the guest, before the source is destroyed.
+    :raises RolledBackError: it failed, and the guest runs on its source.
+    :raises UndecidedError: both copies are held for the operator.
+    """
+    run = _Run(Journal.create(journals, plan), options, observer, checkpoint, adopt)
+    try:
+        try:
+            await run.prepare()
+            await run.transfer()
+            await run.verify()
+        except (IsthmusError, OSError, asyncio.CancelledError) as error:
+            # A cancelled task (Ctrl-C) puts things right, too, before it ends.
+            await asyncio.shield(asyncio.ensure_future(run.settle(error)))
+        else:
+            await asyncio.shield(asyncio.ensure_future(run.commit()))
+        return run.journal.record
+    finally:
+        await run.close()
+
+
+async def resume(
+    path: Path,
+    *,
+    options: Options,
+    observer: Observer = lambda _: None,
+    adopt: Adopt = lambda _: None,
+) -> MigrationRecord:
+    """Bring a migration to its end whose process was killed; returns its record.
+
+    The caller holds the guest's lock, so nobody else moves it.
+
+    :raises UndecidedError: both copies are held for the operator.
+    """
+    run = _Run(Journal.reopen(path), options, observer, _pass, adopt)
+    try:
+        if not run.journal.record.final:
+            with contextlib.suppress(RolledBackError):
+                await run.settle(IsthmusError("the process that moved the guest was killed"))
+        return run.journal.record
+    finally:
+        await run.close()
+
+
+class _Run:
+    """One migration under way."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        options: Options,
+        observer: Observer,
+        checkpoint: Checkpoint,
+        adopt: Adopt,
+    ) -> None:
+        self.journal = journal
+        self.options = options
+        self.observer = observer
+        self.checkpoint = checkpoint
+        self.adopt = adopt
+        plan = journal.record.plan
+        self.source = Source(plan.source)
+        self.destination = Destination(_found(plan.destination))
+        self.armed: TranslatorClient | None = None
+
+    async def enter(self, phase: Phase, why: str = "") -> None:
+        self.journal.enter(phase, why)
+        self.observer(Progress(phase=phase))
+        await self.checkpoint(phase)
+
+    async def prepare(self) -> None:
+        """Connect to the source, launch the destination, spawn its translator; nothing moves."""
+        plan = self.journal.record.plan
+        await self.enter(Phase.PREPARING)
+        await self.source.attach()
+        await self.source.prepare(
+            bandwidth=self.options.bandwidth, downtime_limit_ms=self.options.downtime_limit_ms
+        )
+        side = plan.destination
+        if plan.spec is not None:
+            assert side.directory is not None
+            launched = await process.start(
+                plan.spec,
+                side.directory,
+                incoming=True,
+                lives_with_parent=self.options.lives_with_parent,
+            )
+            side = msgspec.structs.replace(side, identity=launched.identity)
+            self.destination.side = side
+            self.journal.amend(msgspec.structs.replace(plan, destination=side))
+        await self.destination.attach()
+        if self.options.translate:
+            if side.directory is None or side.translator is None:
+                raise IsthmusError(
+                    "the translator needs a destination that Isthmus launches",
+                    remedy="name the destination by its host (--to), not by a socket",
+                )
+            self.armed = await spawn(side.directory / "gdb.sock", side.translator)
+        await self.enter(Phase.PREPARED)
+
+    async def transfer(self) -> None:
+        """Precopy, switch over, start the destination."""
+        await self.enter(Phase.MOVING)
+        uri = await self.destination.listen(self._channel())
+        source, destination = self.source.monitor, self.destination.monitor
+        with source.events("STOP") as stops, destination.events("RESUME") as resumes:
+            await self.source.send(
+                uri, lambda transfer: self.observer(Progress(phase=Phase.MOVING, transfer=transfer))
+            )
+            await self.enter(Phase.SWITCHED)
+            await self._start()
+            resumed = await _last_stamp(resumes, patience_s=5.0)
+            stopped = await _last_stamp(stops, patience_s=0.0)
+        final = await stream.measured(source)
+        self.journal.measure(
+            Figures(
+                total_ms=final.total_ms,
+                downtime_ms=final.downtime_ms or 0.0,
+                stopped_ms=(resumed - stopped) * 1000 if resumed and stopped else None,
+                moved_bytes=final.transferred,
+            )
+        )
+
+    async def _start(self) -> None:
+        """Let the destination run.  The journal says so first: it may have run from here on."""
+        if self.armed is not None:
+            await self.armed.arm()
+            self.destination.translator, self.armed = self.armed, None
+        await self.enter(Phase.STARTING)
+        await self.destination.start()
+        await self.enter(Phase.VERIFYING)
+
+    async def verify(self) -> None:
+        """Watch the guest on the destination; raises :class:`IsthmusError` if it does not live."""
+        folder = self.destination.side.directory
+        evidence = await watch(
+            self.destination.monitor,
+            seconds=self.options.verify_s,
+            console=folder / "console.log" if folder else None,
+            payload=folder / "payload.log" if folder else None,
+            translated=self.destination.translator is not None,
+        )
+        if not evidence.alive:
+            raise _DeadOnArrivalError(
+                f"the guest does not live on the destination: {evidence.reason}"
+            )
+
+    async def commit(self) -> None:
+        """The destination has proved itself: it is the guest, and the source is destroyed."""
+        await self.enter(Phase.COMMITTING)
+        self.adopt(self.journal.record)
+        if self.source.translator is not None:
+            with contextlib.suppress(IsthmusError, OSError):
+                await self.source.translator.detach()
+        await self.source.destroy()
+        await self.enter(Phase.COMMITTED)
+
+    async def settle(self, error: BaseException) -> None:
+        """Bring a migration that did not go on to an end that is safe.
+
+        :raises RolledBackError: the guest runs on its source.
+        :raises UndecidedError: both copies are held, or none is left.
+        """
+        why = str(error) or "interrupted"
+        situation = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
+        decision = decide(situation)
+        try:
+            if decision.action is Action.FINISH:
+                await self._finish(situation)
+                return
+            if decision.action is Action.ROLL_BACK:
+                await self._roll_back(why)
+        except RolledBackError:
+            raise
+        except (IsthmusError, OSError) as worse:
+            decision = Decision(action=Action.HOLD, reason=f"{decision.reason}; {worse}")
+        else:
+            if decision.action is Action.ROLL_BACK:
+                raise RolledBackError(
+                    f"{why}; the guest runs on its source", remedy="nothing was lost"
+                ) from error
+        self._note(Phase.UNDECIDED, f"{why}; {decision.reason}")
+        raise UndecidedError(
+            f"{why}; {decision.reason}",
+            remedy=f"look at both (isthmus status), then isthmus migrate --resume"
+            f" {self.journal.record.plan.id} --use source|destination",
+        ) from error
+
+    async def impose(self, winner: str) -> None:
+        """Carry out the operator's decision which copy goes on (``source`` or ``destination``)."""
+        if winner == "source":
+            await self._roll_back("the operator chose the source")
+        else:
+            await self._finish(await self._situation(failed=False))
+
+    async def _situation(self, *, failed: bool) -> Situation:
+        phase = self.journal.phase
+        if phase is Phase.UNDECIDED or phase is Phase.ROLLING_BACK:
+            phase = next(
+                step.phase
+                for step in reversed(self.journal.record.steps)
+                if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
+            )
+        source = await self.source.state()
+        destination = await self.destination.state()
+        if failed and destination is Copy.RUNNING:
+            with contextlib.suppress(IsthmusError):
+                await self.destination.stop()
+                destination = await self.destination.state()
+        return Situation(
+            phase=phase,
+            source=source,
+            destination=destination,
+            failed=failed,
+            traceless=await self._traceless(phase, destination),
+        )
+
+    async def _traceless(self, phase: Phase, destination: Copy) -> bool:
+        """Whether the destination has provably written to no disk."""
+        if phase not in MAY_HAVE_RUN:
+            return True
+        spec = self.journal.record.plan.spec
+        if spec is not None and spec.disk is None:
+            return True
+        if destination is not Copy.HELD:
+            return False
+        with contextlib.suppress(IsthmusError):
+            return not await self.destination.touched_disk()
+        return False
+
+    async def _finish(self, situation: Situation) -> None:
+        if situation.phase not in {Phase.COMMITTING, Phase.COMMITTED}:
+            if self.destination.side.translator is not None and self.armed is None:
+                self.armed = await TranslatorClient.connect(self.destination.side.translator)
+            if situation.destination is Copy.HELD:
+                await self._start()
+            else:
+                self.destination.translator, self.armed = self.armed, None
+                await self.enter(Phase.VERIFYING)
+            await self.verify()
+        await self.commit()
+
+    async def _roll_back(self, why: str) -> None:
+        self._note(Phase.ROLLING_BACK, why)
+        if self.armed is not None:
+            with contextlib.suppress(IsthmusError, OSError):
+                await self.armed.close()
+            self.armed = None
+        await self.destination.destroy()
+        await self.source.resume()
+        self._note(Phase.ROLLED_BACK)
+
+    def _note(self, phase: Phase, why: str = "") -> None:
+        """Enter a phase of putting things right: there, doing it matters more than writing it."""
+        with contextlib.suppress(IsthmusError):
+            self.journal.enter(phase, why)
+        self.observer(Progress(phase=phase))
+
+    def _channel(self) -> str:
+        side = self.journal.record.plan.destination
+        if self.options.channel == "tcp" or side.directory is None:
+            return "tcp:127.0.0.1:0"
+        return f"unix:{side.directory / 'stream.sock'}"
+
+    async def close(self) -> None:
+        for end in (self.source, self.destination):
+            with contextlib.suppress(IsthmusError, OSError):
+                await end.close()
+        self.journal.close()
+
+
+class _DeadOnArrivalError(IsthmusError):
+    """Verification found that the guest does not live on the destination."""
+
+
+def _found(side: Side) -> Side:
+    """The side with its process found again, where a crash came before it was written down."""
+    if side.identity is not None or side.directory is None:
+        return side
+    return msgspec.structs.replace(side, identity=process.find(side.directory))
+
+
+async def _last_stamp(events: EventListener, *, patience_s: float) -> float | None:
+    """The time of the latest event that has come, in Unix seconds by QEMU's own clock."""
+    latest: float | None = None
+    deadline = time.monotonic() + patience_s
+    while latest is None or not events.empty():
+        if events.empty():
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(0.001)
+            continue
+        stamp = (await events.get()).get("timestamp")
+        if isinstance(stamp, dict):
+            latest = float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+    return latest

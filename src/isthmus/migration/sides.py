@@ -1,0 +1,206 @@
+"""The two ends of a move: what may be done to the source and to the destination.
+
+Split by role.  The source knows how to give its guest away and how to take it back; the destination
+how to receive, how to start (only when told) and how to be destroyed.  Where a translator is armed,
+QEMU's debug stub, not QMP, resumes and stops the guest.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from isthmus.errors import HypervisorError, IsthmusError
+from isthmus.hypervisor.qemu import stream
+from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
+from isthmus.migration.decision import Copy
+from isthmus.migration.record import Side
+from isthmus.translate.service import TranslatorClient
+
+_RUNNING = frozenset({"running", "debug"})  # "debug": in a trap of the translator
+_PARTIAL = frozenset({"inmigrate", "internal-error"})
+
+
+class _End:
+    """What both ends share: a monitor that can be found again, and perhaps a translator."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self._monitor: Monitor | None = None
+        self.translator: TranslatorClient | None = None
+
+    @property
+    def monitor(self) -> Monitor:
+        """The monitor; the side must have been connected."""
+        assert self._monitor is not None
+        return self._monitor
+
+    async def connect(self) -> None:
+        """Connect, or connect again after the connection was cut; nothing to do if it works.
+
+        :raises MonitorGoneError: nobody answers, not even at the second monitor.
+        """
+        if self._monitor is not None:
+            with contextlib.suppress(MonitorGoneError):
+                await self._monitor.status()
+                return
+            await self._monitor.close()
+            self._monitor = None
+        try:
+            self._monitor = await Monitor.connect(self.side.qmp)
+        except MonitorGoneError:
+            if self.side.observe is None or not self.side.observe.exists():
+                raise
+            self._monitor = await Monitor.connect(self.side.observe)
+
+    async def state(self) -> Copy:
+        """The state of this copy of the guest, connecting again if need be."""
+        if self.side.identity is not None and not self.side.identity.alive():
+            return Copy.DEAD
+        try:
+            await self.connect()
+            state = await self.monitor.status()
+        except MonitorGoneError:
+            return await self._silent()
+        if state in _RUNNING:
+            return Copy.RUNNING
+        return Copy.PARTIAL if state in _PARTIAL else Copy.HELD
+
+    async def _silent(self) -> Copy:
+        """The state of a copy that does not answer."""
+        if self.side.identity is not None:
+            return Copy.UNREACHABLE if self.side.identity.alive() else Copy.DEAD
+        # Only known by its monitor: a socket that refuses connections has no process behind it.
+        try:
+            _, writer = await asyncio.open_unix_connection(str(self.side.qmp))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return Copy.DEAD
+        except OSError:
+            return Copy.UNREACHABLE
+        writer.close()
+        return Copy.UNREACHABLE
+
+    async def destroy(self) -> None:
+        """End the process for good; afterwards it can never run the guest.
+
+        :raises HypervisorError: it cannot be ended.
+        """
+        if self.translator is not None:
+            with contextlib.suppress(IsthmusError, OSError):
+                await self.translator.close()
+            self.translator = None
+        if self._monitor is not None:
+            with contextlib.suppress(MonitorGoneError, CommandRefusedError):
+                await self._monitor.execute("quit", timeout=2)
+        if self.side.identity is not None:
+            await asyncio.to_thread(self.side.identity.kill)
+        for _ in range(100):
+            if await self.state() is Copy.DEAD:
+                return
+            await asyncio.sleep(0.05)
+        raise HypervisorError(f"{self.side.qmp}: that QEMU does not end", remedy="end it by hand")
+
+    async def close(self) -> None:
+        """Let go of the connections; changes nothing."""
+        if self.translator is not None:
+            with contextlib.suppress(IsthmusError, OSError):
+                await self.translator.close()
+        if self._monitor is not None:
+            await self._monitor.close()
+
+
+class Source(_End):
+    """The process that runs the guest before the move."""
+
+    async def attach(self) -> None:
+        """Connect to the guest, and to its translator if one is armed.
+
+        :raises MonitorGoneError: nobody answers there.
+        """
+        await self.connect()
+        if self.side.translator is not None and self.translator is None:
+            self.translator = await TranslatorClient.connect(self.side.translator)
+
+    async def prepare(self, *, bandwidth: int | None, downtime_limit_ms: int | None) -> None:
+        """Check that it runs a guest, and set the limits of the move.
+
+        :raises HypervisorError: the guest is in no state to be moved.
+        """
+        state = await self.monitor.status()
+        if state not in _RUNNING:
+            raise HypervisorError(
+                f"the guest is {state}, not running", remedy="start or resume it first"
+            )
+        await stream.prepare_source(
+            self.monitor, bandwidth=bandwidth, downtime_limit_ms=downtime_limit_ms
+        )
+
+    async def send(self, uri: str, progress: Callable[[stream.Transfer], None]) -> None:
+        """Send the guest; on return both copies stand still and the destination has it all.
+
+        With a translator armed the guest is held first: a ``vCont;c`` of the translator after
+        QEMU's own last stop would run the stale source beside the destination.
+        """
+        if self.translator is not None:
+            await self.translator.hold()
+        await stream.send(self.monitor, uri, progress=progress)
+
+    async def resume(self) -> None:
+        """Take the guest back: the move is off, and the destination can never run it.
+
+        :raises HypervisorError: QEMU does not let it run.
+        """
+        await self.attach()
+        # QEMU resumes by itself when a precopy fails, so wait for its verdict before asking.
+        with contextlib.suppress(CommandRefusedError):
+            await stream.cancel(self.monitor)
+        if self.translator is not None:
+            await self.translator.resume()
+        elif await self.monitor.status() != "running":
+            await self.monitor.execute("cont")
+        state = await self.monitor.status()
+        if state not in _RUNNING:
+            raise HypervisorError(f"the source did not resume its guest: it is {state}")
+
+
+class Destination(_End):
+    """The process that receives the guest: paused until it is told to run."""
+
+    async def attach(self) -> None:
+        """Connect to a QEMU that waits for a guest.
+
+        :raises HypervisorError: it does not wait for one.
+        """
+        await self.connect()
+        state = await self.monitor.status()
+        if state != "inmigrate":
+            raise HypervisorError(
+                f"{self.side.qmp}: the destination is {state}, not waiting for a guest",
+                remedy="start it with `-incoming defer -S`",
+            )
+
+    async def listen(self, uri: str) -> str:
+        """Open the channel; returns the address that the source has to dial."""
+        return await stream.listen(self.monitor, uri)
+
+    async def start(self) -> None:
+        """Let the guest run here; from now on the source is stale."""
+        if self.translator is not None:
+            await self.translator.resume()
+        else:
+            await self.monitor.execute("cont")
+
+    async def stop(self) -> None:
+        """Stop the guest here."""
+        if self.translator is not None:
+            await self.translator.hold()
+        else:
+            await self.monitor.execute("stop")
+
+    async def touched_disk(self) -> bool:
+        """Whether the guest has written to any disk since this process was started."""
+        answer = await self.monitor.execute("query-blockstats")
+        return any(
+            device.get("stats", {}).get(key, 0) > 0
+            for device in answer
+            for key in ("wr_operations", "unmap_operations", "zone_append_operations")
+        )
