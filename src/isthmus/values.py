@@ -23,7 +23,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 def to_json(value: Any, *, indent: int | None = None) -> bytes:
     """Encode a value as JSON; keys and sets are sorted, so that equal values are equal bytes."""
-    data = msgspec.json.encode(value, order="sorted")
+    data = msgspec.json.encode(value, order="sorted", enc_hook=_encode)
     return data if indent is None else msgspec.json.format(data, indent=indent)
 
 
@@ -34,7 +34,7 @@ def from_json(data: bytes | str, kind: type[V], *, where: str = "input") -> V:
     :raises InputError: not JSON, or a field is missing or of the wrong type; names the field.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(data, type=kind, dec_hook=_decode)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
             f"{where}: {error}", remedy=f"expected a {kind.__name__} document"
@@ -61,3 +61,15 @@ def read_bytes(path: Path, *, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
 def read_value(path: Path, kind: type[V]) -> V:
     """Read one JSON document from ``path`` into ``kind``; raises :class:`InputError`."""
     return from_json(read_bytes(path), kind, where=str(path))
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} has no form in JSON")
+
+
+def _decode(kind: type, value: object) -> object:
+    if issubclass(kind, Path) and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"{kind.__name__} is not read from JSON")
