@@ -76,8 +76,13 @@ class QemuCpus(Value, frozen=True):
 
     @property
     def named(self) -> Mapping[str, CpuModel]:
-        """Every model's full definition by name, as bases to render a CPU from."""
-        return self.definitions
+        """Every real model's full definition by name, as bases to render a CPU from.
+
+        "host" and "max" mean another CPU on every machine, so they are no base.
+        """
+        return {
+            name: model for name, model in self.definitions.items() if name not in {"host", "max"}
+        }
 
 
 def canonical(name: str) -> str:

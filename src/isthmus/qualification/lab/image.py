@@ -1,8 +1,8 @@
 """A lab guest's image: a kernel and an initramfs with busybox and the payload, cached by content.
 
 The key of an image is the hash of everything that goes into it: the payload's sources and flags,
-the init script, busybox, the kernel.  An image is written whole under another name and then renamed;
-what does not match its own checksums is made again.
+the init script, busybox, the kernel.  An image is written whole under another name and then
+renamed; what does not match its own checksums is made again.
 """
 
 import contextlib

@@ -14,9 +14,10 @@ HEADERS = ("payload.h",)
 KNOWN_ANSWERS = 0x92310410
 
 FLAGS = (
-    "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-march=x86-64", "-mtune=generic",
-    "-ffp-contract=off", "-fno-strict-aliasing", "-static", "-pthread", "-no-pie",
-    "-fdebug-prefix-map=/=", f"-DKNOWN_ANSWERS={KNOWN_ANSWERS:#x}u", "-Wl,--build-id=none",
+    "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g1", "-Wall", "-Wextra", "-Werror",
+    "-march=x86-64", "-mtune=generic", "-ffp-contract=off", "-fno-strict-aliasing",
+    "-static", "-pthread", "-no-pie", "-fdebug-prefix-map=/=",
+    f"-DKNOWN_ANSWERS={KNOWN_ANSWERS:#x}u", "-Wl,--build-id=none",
 )  # fmt: skip
 
 

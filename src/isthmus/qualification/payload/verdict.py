@@ -1,4 +1,4 @@
-"""The judge of a guest's whole life: was any report lost, repeated, torn or wrong?
+"""The judge of a guest's whole life: no report may be lost, repeated, torn or wrong.
 
 The streams of all hops are joined as bytes, in order, since a line that the source had half written
 goes on in the destination's file.
@@ -24,8 +24,9 @@ class Fault(Value, frozen=True):
 class HopTimes(Value, frozen=True):
     """What one hop looked like to the guest, in ms.
 
-    ``guest_gap_ms``: by how much the beat after the hop came late on the guest's own monotonic clock
-    (which QEMU stops with the guest, so this is less than the downtime).  ``real_gap_ms``: the same
+    ``guest_gap_ms``: by how much the beat after the hop came late on the guest's own monotonic
+    clock (which QEMU stops with the guest, so this is less than the downtime).
+    ``real_gap_ms``: the same
     on its realtime clock.
     """
 
