@@ -223,9 +223,6 @@ class _Run:
         """The destination has proved itself: it is the guest, and the source is destroyed."""
         await self.enter(Phase.COMMITTING)
         self.adopt(self.journal.record)
-        if self.source.translator is not None:
-            with contextlib.suppress(IsthmusError, OSError):
-                await self.source.translator.detach()
         await self.source.destroy()
         await self.enter(Phase.COMMITTED)
 

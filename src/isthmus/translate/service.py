@@ -1,0 +1,231 @@
+"""The translator of one guest as a process of its own, and the client that commands it.
+
+It outlives the command that moved the guest: as long as the guest runs on a CPU that lacks what it
+needs, somebody must serve its #UDs.  Start: ``python -m isthmus.translate.service --gdb SOCKET
+--directory FOLDER``.  It is commanded over a private UNIX socket, one JSON document a line:
+``{"do": "arm"}`` gives ``{"ok": true, …}`` or ``{"ok": false, "error": …}``.  It ends when QEMU does.
+
+If it is killed, the breakpoint stays in QEMU and the guest stops at its next #UD; a translator that
+is started again takes over there (:meth:`Service.take_over`).
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from isthmus.errors import HypervisorError, IsthmusError
+from isthmus.translate.outside import Translator, TranslatorStatus
+from isthmus.translate.rsp import Stub, StubGoneError
+from isthmus.values import Value, to_json
+
+START_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
+SOCKET = "translator.sock"
+
+
+class ArmReport(Value, frozen=True):
+    """What arming found: the #UD entry's address, and how long it took in ms."""
+
+    entry: int
+    took_ms: float
+
+
+class _Answer(Value, frozen=True):
+    ok: bool
+    error: str = ""
+    arm: ArmReport | None = None
+    status: TranslatorStatus | None = None
+
+
+class TranslatorError(HypervisorError):
+    """The translator cannot be reached or refuses."""
+
+
+class TranslatorClient:
+    """The commanding end of one translator."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def connect(cls, directory: Path) -> "TranslatorClient":
+        """Connect to the translator whose files lie in ``directory``.
+
+        :raises TranslatorError: it does not run.
+        """
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(directory / SOCKET))
+        except OSError as error:
+            raise TranslatorError(
+                f"{directory}: no translator answers ({error.strerror})",
+                remedy="`isthmus status` starts it again",
+            ) from error
+        return cls(reader, writer)
+
+    async def arm(self) -> ArmReport:
+        """Break at the #UD entry of the loaded, paused guest; does not resume it."""
+        answer = await self._do("arm")
+        assert answer.arm is not None
+        return answer.arm
+
+    async def resume(self) -> None:
+        """Let the guest run, served."""
+        await self._do("resume")
+
+    async def hold(self) -> None:
+        """Stop the guest and promise not to resume it; what was written into it is taken out."""
+        await self._do("hold")
+
+    async def take_over(self) -> None:
+        """After a crash of an earlier translator: find out where the guest stands and serve on."""
+        await self._do("take-over")
+
+    async def status(self) -> TranslatorStatus:
+        """The counters."""
+        answer = await self._do("status")
+        assert answer.status is not None
+        return answer.status
+
+    async def close(self) -> None:
+        """Drop this connection; the translator goes on."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _do(self, what: str) -> _Answer:
+        try:
+            self._writer.write(to_json({"do": what}) + b"\n")
+            line = await asyncio.wait_for(self._reader.readline(), ANSWER_TIMEOUT_S)
+            answer = msgspec.json.decode(line, type=_Answer)
+        except (OSError, TimeoutError, ValueError, msgspec.MsgspecError) as error:
+            raise TranslatorError(f"the translator does not answer to {what}") from error
+        if not answer.ok:
+            raise TranslatorError(f"the translator cannot {what}: {answer.error}")
+        return answer
+
+
+async def spawn(gdb_socket: Path, directory: Path) -> TranslatorClient:
+    """Start a translator for the QEMU behind ``gdb_socket`` and connect to it.
+
+    :raises TranslatorError: it does not come up; its log is in ``directory``.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "isthmus.translate.service",
+        "--gdb", str(gdb_socket), "--directory", str(directory),
+    ]  # fmt: skip
+    log_path = directory / "translator.log"
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(  # noqa: ASYNC220  (it must outlive this event loop)
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and child.poll() is None:
+        with contextlib.suppress(TranslatorError):
+            return await TranslatorClient.connect(directory)
+        await asyncio.sleep(0.01)
+    child.kill()
+    said = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise TranslatorError(f"the translator does not start: {said[-1] if said else 'no message'}")
+
+
+class Service:
+    """The serving end."""
+
+    def __init__(self, translator: Translator) -> None:
+        self._translator = translator
+        self._held = False
+
+    async def answer(self, what: str) -> _Answer:
+        """Carry out one command."""
+        translator = self._translator
+        begun = time.perf_counter()
+        if what == "arm":
+            vectors = await translator.arm()
+            took = round((time.perf_counter() - begun) * 1000, 3)
+            return _Answer(ok=True, arm=ArmReport(entry=vectors.entry, took_ms=took))
+        if what == "resume":
+            if self._held:
+                self._held = False
+                await translator.release()
+            else:
+                translator.resume()
+        elif what == "hold":
+            await translator.hold()
+            self._held = True
+        elif what == "take-over":
+            await self.take_over()
+        elif what != "status":
+            return _Answer(ok=False, error="no such command")
+        return _Answer(ok=True, status=translator.status())
+
+    async def take_over(self) -> None:
+        """Arm a guest that an earlier translator left, and let it go on.
+
+        Connecting has stopped the guest; if a vCPU stands at the #UD entry, the breakpoint there
+        stops it at once again, and it is served as any other.
+        """
+        await self._translator.arm()
+        self._translator.resume()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client until it hangs up."""
+        try:
+            while line := await reader.readline():
+                try:
+                    request = msgspec.json.decode(line, type=dict[str, str])
+                    reply = await self.answer(request.get("do", ""))
+                except (IsthmusError, msgspec.MsgspecError) as error:
+                    reply = _Answer(ok=False, error=str(error))
+                writer.write(to_json(reply) + b"\n")
+                await writer.drain()
+        except (OSError, ValueError):
+            return
+        finally:
+            writer.close()
+
+
+async def _main(gdb: Path, directory: Path) -> int:
+    # QEMU's socket has room for one client: a second translator would steal the first one's stops.
+    lock = os.open(directory / "translator.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.stderr.write("another translator serves this guest\n")
+        return 1
+    try:
+        stub = await Stub.connect(gdb)
+    except StubGoneError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    service = Service(Translator(stub))
+    path = directory / SOCKET
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(service.serve, str(path))
+    async with server:
+        while not stub.closed:
+            await asyncio.sleep(0.2)
+    path.unlink(missing_ok=True)
+    return 0
+
+
+def main() -> int:
+    """The process's entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--gdb", type=Path, required=True, help="QEMU's debug-stub socket")
+    parser.add_argument("--directory", type=Path, required=True, help="private folder of our files")
+    options = parser.parse_args()
+    return asyncio.run(_main(options.gdb, options.directory))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
