@@ -1,0 +1,218 @@
+"""How a Linux guest's death reads on its console: kernel panic, oops, or a program killed.
+
+The console is hostile text: a guest may print anything, in any amount, with terminal escapes.  So
+only the last :data:`MAX_BYTES` are looked at, lines are cut, control characters are dropped, and
+nothing found here is ever executed or trusted beyond telling an operator what was printed.
+
+Forms, as the kernel prints them on x86 (4.19 to 6.12):
+
+- oops: ``arch/x86/kernel/dumpstack.c``: ``__die_header`` (``invalid opcode: 0000 [#1] SMP``; since
+  6.10 with ``Oops:`` before it), ``show_ip`` (``RIP: 0010:read_tsc+0x0/0x20``) and
+  ``show_opcodes`` (``Code: 00 <0f> 01 f9``, the faulting byte in angle brackets);
+- panic: ``kernel/panic.c``: ``Kernel panic - not syncing: …``;
+- a killed program: ``arch/x86/kernel/traps.c``: ``show_signal`` (``traps: sh[12] trap
+  invalid opcode ip:… sp:… error:0 in sh[…]``) and ``arch/x86/mm/fault.c``:
+  ``show_signal_msg`` (``segfault at``).
+
+A ``WARNING:`` has the same registers and code lines but kills nobody; it is passed over.
+"""
+
+import enum
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from isthmus.values import Value
+
+MAX_BYTES = 4 << 20
+"""How much of a console is looked at, from its end."""
+MAX_LINE = 1024
+"""Characters of a line that are looked at."""
+MAX_LINES = 60
+"""Lines of evidence kept in :attr:`Death.lines`."""
+MAX_CODE = 64
+"""Opcode bytes kept; the kernel prints 64 in all (``OPCODE_BUFSIZE``)."""
+
+
+class Kind(enum.StrEnum):
+    """How something died."""
+
+    PANIC = "panic"
+    OOPS = "oops"
+    KILLED_BY_SIGNAL = "killed-by-signal"
+
+
+class Death(Value, frozen=True):
+    """One death as the console tells it; what the console does not tell is empty or None.
+
+    ``headline`` is the kernel's own sentence; ``trap`` the exception's name ("invalid opcode").
+    ``ip`` is the faulting address where printed, ``symbol`` its name in the guest kernel
+    ("read_tsc+0x0/0x20").  ``code[offset:]`` begins with the faulting instruction.  ``bits`` is the
+    width of the code.  ``user`` tells user mode from kernel mode.  ``program`` is the task's name.
+    ``kernel`` is the guest kernel's release.  ``lines`` is the evidence, made safe for a terminal.
+    """
+
+    kind: Kind
+    headline: str
+    trap: str = ""
+    ip: int | None = None
+    symbol: str = ""
+    code: bytes = b""
+    offset: int = 0
+    bits: int = 64
+    user: bool = False
+    program: str = ""
+    kernel: str = ""
+    lines: tuple[str, ...] = ()
+
+
+_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]{0,32}[ -/]{0,8}[@-~]|[@-Z\\-_])")
+_UNPRINTABLE = re.compile(rb"[^\x20-\x7e]")
+_STAMP = re.compile(r"^(?:<\d>)?\[ {0,8}\d{1,10}\.\d{6}\](?:\[ {0,8}[TC]\d{1,9}\])? ?")
+_PANIC = re.compile(r"(?<!end )Kernel panic - not syncing: (.{0,200})")
+_OOPS = re.compile(r"([A-Za-z][^\[\]]{1,160}?): (?:0x)?[0-9a-f]{4,16} \[#\d{1,5}\]")
+_BUG = re.compile(r"(BUG: (?:unable to handle|kernel NULL).{0,120}|kernel BUG at .{1,160}!)")
+_KILLED = re.compile(
+    r"(?:traps: )?([^\s:\[][^\[\]]{0,31})\[\d{1,10}\]:? (?:trap |)"
+    r"([A-Za-z][\w /:-]{0,60}?)(?: at [0-9a-f]{1,16})?"
+    r" (?:rip|ip)[: ]([0-9a-f]{1,16}) (?:rsp|sp)[: ][0-9a-f]{1,16} error[: ][0-9a-f]{1,8}"
+)
+_RIP = re.compile(r"\b([RE]IP): (?:([0-9a-f]{4}):)?(\S{1,256})")
+_CODE = re.compile(r"\bCode: ((?:[0-9a-f]{2} |<[0-9a-f]{2}>(?: |$)|[0-9a-f]{2}$){1,80})")
+_TASK = re.compile(
+    r"PID: \d{1,10} Comm: (.{1,64}?) (?:Not tainted|Tainted: .{0,80}?) +(\d\S{0,64})"
+)
+
+
+def find_death(console: bytes) -> Death | None:
+    """The first death that ``console`` tells of, None if it tells of none.
+
+    A panic goes before an oops, an oops before a killed program: the greater is what ended the
+    guest, and it takes over where the lesser one says what led to it.  Give only what was printed
+    since the moment of interest: an old death is as good as a new one here.
+    """
+    lines = _clean(console[-MAX_BYTES:])
+    panic, oops, killed = (_first(lines, pattern) for pattern in (_PANIC, _OOPS, _KILLED))
+    if panic is not None:
+        return _panic(lines, panic, oops, killed)
+    if oops is not None:
+        return _oops(lines, oops)
+    return None if killed is None else _killed(lines, killed)
+
+
+def _clean(console: bytes) -> list[str]:
+    """Lines without escapes, control characters, time stamps; cut to :data:`MAX_LINE`."""
+    return [
+        _STAMP.sub("", _UNPRINTABLE.sub(b"", _ESCAPES.sub(b"", line[:MAX_LINE])).decode("ascii"))
+        for line in console.split(b"\n")
+    ]
+
+
+def _first(lines: Sequence[str], pattern: re.Pattern[str]) -> int | None:
+    return next((number for number, line in enumerate(lines) if pattern.search(line)), None)
+
+
+def _panic(lines: Sequence[str], at: int, oops: int | None, killed: int | None) -> Death:
+    """A panic, with its cause from what stands before it, else from its own registers."""
+    begin = at
+    if oops is not None and oops < at:
+        cause, begin = _oops(lines, oops), oops
+    elif killed is not None and killed < at and "kill init" in lines[at]:
+        cause, begin = _killed(lines, killed), killed
+    else:
+        cause = _registers(lines, at)
+    match = _PANIC.search(lines[at])
+    assert match is not None
+    return msgspec.structs.replace(
+        cause,
+        kind=Kind.PANIC,
+        headline=f"Kernel panic - not syncing: {match[1].strip()}",
+        lines=_evidence(lines, begin, at),
+    )
+
+
+def _oops(lines: Sequence[str], at: int) -> Death:
+    match = _OOPS.search(lines[at])
+    assert match is not None
+    trap = match[1]
+    while trap.startswith("Oops: "):
+        trap = trap.removeprefix("Oops: ")
+    bug = next(
+        (found[1] for line in lines[max(0, at - 5) : at] if (found := _BUG.search(line))), ""
+    )
+    begin = at if not bug else max(0, at - 5)
+    return msgspec.structs.replace(
+        _registers(lines, at),
+        kind=Kind.OOPS,
+        headline=bug or lines[at][match.start() :][:200].strip(),
+        trap=trap,
+        lines=_evidence(lines, begin, at),
+    )
+
+
+def _killed(lines: Sequence[str], at: int) -> Death:
+    """A program killed by a trap; newer kernels print its code on the line after."""
+    match = _KILLED.search(lines[at])
+    assert match is not None
+    code, offset = _code(lines[at + 1 : at + 3])
+    return Death(
+        kind=Kind.KILLED_BY_SIGNAL,
+        headline=lines[at][match.start() :][:200].strip(),
+        trap=match[2].removeprefix("trap "),
+        ip=int(match[3], 16),
+        code=code,
+        offset=offset,
+        user=True,
+        program=match[1].strip(),
+        lines=_evidence(lines, at, at, after=2 if code else 0),
+    )
+
+
+def _registers(lines: Sequence[str], at: int) -> Death:
+    """Instruction pointer, code and task from the dump that follows line ``at``."""
+    dump: list[str] = []
+    for line in lines[at : at + MAX_LINES]:
+        if "---[ end" in line or (dump and "WARNING: CPU:" in line):
+            break
+        dump.append(line)
+    code, offset = _code(dump)
+    rip = next((found for line in dump if (found := _RIP.search(line))), None)
+    task = next((found for line in dump if (found := _TASK.search(line))), None)
+    where = rip[3] if rip else ""
+    numeric = re.fullmatch(r"0x[0-9a-f]{1,16}", where)
+    # The two lowest bits of a code selector are the privilege level; 3 is user mode.
+    user = bool(rip and rip[2] and int(rip[2], 16) & 3 == 3)
+    return Death(
+        kind=Kind.OOPS,
+        headline="",
+        ip=int(where, 16) if numeric else None,
+        symbol="" if numeric else where,
+        code=code,
+        offset=offset,
+        bits=32 if rip and rip[1] == "EIP" else 64,
+        user=user,
+        program=task[1] if task else "",
+        kernel=task[2] if task else "",
+    )
+
+
+def _code(dump: Sequence[str]) -> tuple[bytes, int]:
+    """The bytes of the first ``Code:`` line and the place of the faulting one among them."""
+    for line in dump:
+        if (match := _CODE.search(line)) and "<" in match[1]:
+            words = match[1].split()[:MAX_CODE]
+            marked = [number for number, word in enumerate(words) if word.startswith("<")]
+            if len(marked) == 1:
+                return bytes(int(word.strip("<>"), 16) for word in words), marked[0]
+    return b"", 0
+
+
+def _evidence(
+    lines: Sequence[str], begin: int, at: int, *, after: int = MAX_LINES // 2
+) -> tuple[str, ...]:
+    """The lines from ``begin`` on, through ``at`` and ``after`` more, at most :data:`MAX_LINES`."""
+    chosen = lines[begin : at + 1 + after]
+    if len(chosen) > MAX_LINES:
+        chosen = [*chosen[: MAX_LINES // 2], *chosen[-(MAX_LINES // 2) :]]
+    return tuple(line for line in chosen if line.strip())
