@@ -80,11 +80,11 @@ def test_a_page_fault_has_its_sentence_before_the_header() -> None:
     ("line", "program", "trap", "ip"),
     [
         (
-            "traps: payload[12] trap invalid opcode ip:401b3c sp:7ffc error:0 in payload[401000+98]",
+            "traps: payload[12] trap invalid opcode ip:401b3c sp:7ffc error:0 in pay[4010+98]",
             "payload", "invalid opcode", 0x401B3C,
         ),
         (
-            "traps: a payload[73] trap invalid opcode ip:401b3c sp:7ffe error:0 in p[1b3c,401000+98]",
+            "traps: a payload[73] trap invalid opcode ip:401b3c sp:7ff error:0 in p[1b3c,4010+98]",
             "a payload", "invalid opcode", 0x401B3C,
         ),
         (
