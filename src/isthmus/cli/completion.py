@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    r"""Print the completion script of SHELL, to be read when the shell starts.
+    """Print the completion script of SHELL, to be read when the shell starts.
 
     \b
     Examples:

@@ -122,7 +122,7 @@ def _add_verbose(command: click.Command) -> None:
 )
 @click.version_option(__version__, prog_name="isthmus", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Live migration of virtual machines between Intel and AMD servers, there and back.
+    """Live migration of virtual machines between Intel and AMD servers, there and back.
 
     \b
     Examples:
