@@ -127,7 +127,7 @@ def close(features: Iterable[str]) -> frozenset[str]:
     """The largest part of a set in which every feature has what it needs."""
     kept = frozenset(features)
     while lacking := closure_violations(kept):
-        kept -= lacking.keys()
+        kept = kept.difference(lacking)
     return kept
 
 
