@@ -1,147 +1,195 @@
-"""Levelling: the CPU that every host of a pool can honour, and what each host gives up for it.
+"""Levelling: the best CPU model that every host of a pool can honour.
 
-The baseline is the intersection of what the hosts truly offer, with three corrections:
+Features: the intersection (see :data:`isthmus.cpu.features.Merge` for the exceptions), less what
+the rules below take away, closed over what each feature needs.  Removing only removes, so the
+result does not depend on the order of hosts, and a further host never adds a feature, except a bit
+that announces a restriction.
 
-- it is closed: a feature goes when something it requires has gone (no AVX2 without AVX);
-- across makers, what cannot be carried over goes too: nested virtualisation (its state cannot
-  move), paravirtual features that make the guest patch VMCALL or VMMCALL into itself, and state
-  that the makers lay out differently (PKU, AVX-512);
-- bits that say "this CPU may misbehave" are kept when any host has them.
+Rules between makers:
 
-The identity (vendor, family, model, stepping) is one host's, whole, never a mixture: guests choose
-workarounds and mitigations by it.
+* Virtualisation of the CPU (SVM, VMX, SGX, SEV) goes: its state cannot move.
+* Paravirtual features that call the hypervisor go: a guest patches VMCALL or VMMCALL in at boot,
+  and the other maker's CPU does not know it (Linux ``arch/x86/include/asm/kvm_para.h``;
+  KVM_X86_QUIRK_FIX_HYPERCALL_INSN in ``Documentation/virt/kvm/api.rst``).
+
+Rules between any hosts: a feature whose XSAVE component lies elsewhere on another host goes (a
+guest reads the layout once, at boot; Intel SDM vol. 1, 13.2), and so does a feature above the
+lowest maximum CPUID leaf.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from isthmus.cpu.features import Kind, closed, features, of_kind
+from isthmus.baseline.identity import identity, maker
+from isthmus.cpu.features import FEATURES, close, closure_violations, find
 from isthmus.cpu.model import CpuModel
 from isthmus.errors import InputError
 from isthmus.values import Value
 
-SCHEMA_VERSION = 1
+# Linux arch/x86/kernel/kvm.c: the features whose use is a kvm_hypercall.
+HYPERCALLS = frozenset(
+    {"kvm-pv-unhalt", "kvm-pv-ipi", "kvm-pv-sched-yield", "kvm-hc-map-gpa-range"}
+)
+
+# Intel SDM vol. 1, 13.1 and AMD APM vol. 2, 11.5: XSAVE components and whose state they hold.
+_COMPONENT_FEATURES = {
+    2: "avx", 3: "mpx", 4: "mpx", 5: "avx512f", 6: "avx512f", 7: "avx512f", 8: "intel-pt",
+    9: "pku", 11: "shstk", 12: "shstk", 17: "amx-tile", 18: "amx-tile", 62: "lwp",
+}  # fmt: skip
 
 
 class Loss(Value, frozen=True):
-    """What one host offers and the baseline does not: features by name, sorted."""
+    """What one host of the pool gives up."""
 
     host: str
     features: tuple[str, ...]
 
 
 class Baseline(Value, frozen=True):
-    """A levelled CPU model, the price each host pays, and why it is as it is."""
+    """A levelled model, what it costs, and why it is as it is.
+
+    ``reasons`` explains the identity and every removal that is not a plain intersection.
+    """
 
     model: CpuModel
     losses: tuple[Loss, ...]
     reasons: tuple[str, ...]
-    schema: int = SCHEMA_VERSION
-
-    @property
-    def costliest(self) -> str:
-        """The host that gives up most."""
-        return max(self.losses, key=lambda loss: (len(loss.features), loss.host)).host
 
 
 def level(
     hosts: Sequence[CpuModel], *, keep: Collection[str] = (), drop: Collection[str] = ()
 ) -> Baseline:
-    """Level ``hosts``.
+    """The levelled model of ``hosts``.
 
-    :param keep: features that stay although the makers differ, if every host has them.
-    :param drop: features to leave out in any case.
-    :raises InputError: no host, or ``keep`` names what some host lacks.
+    :param keep: features that the rules between makers shall not take; every host must have them.
+    :param drop: further features to give up.
+    :raises InputError: no host, an unknown feature, one both kept and dropped, or one to keep that
+        a host lacks.
     """
     if not hosts:
         raise InputError("no host to level", remedy="name at least one")
-    reasons: list[str] = []
-    common = frozenset.intersection(*(host.features for host in hosts))
-    table = features()
-    either = frozenset(
-        name
-        for host in hosts
-        for name in host.features
-        if name in table and table[name].merge == "or"
-    )
-    if missing := set(keep) - common:
-        name = min(missing)
-        lacking = next(host.name for host in hosts if name not in host.features)
-        raise InputError(f"--keep {name}: {lacking} lacks it", remedy="leave it out")
-    vendors = sorted({host.vendor for host in hosts})
-    removed = set(drop)
-    if len(vendors) > 1:
-        nested = of_kind(common, Kind.NESTED) - set(keep)
-        calls = {name for name in common if name in table and table[name].hypercall} - set(keep)
-        if nested:
-            reasons.append(
-                f"{_list(nested)}: left out, nested virtualisation cannot move between makers"
-            )
-        if calls:
-            reasons.append(
-                f"{_list(calls)}: left out, the guest would patch one maker's hypercall"
-                " instruction into its text"
-            )
-        moved = {name for name in common if name in table and table[name].layout_differs} - set(
-            keep
+    kept = frozenset(find(name).name for name in keep)
+    dropped = frozenset(find(name).name for name in drop)
+    if both := sorted(kept & dropped):
+        raise InputError(f"{', '.join(both)}: both kept and dropped", remedy="choose one")
+    chosen, reasons = identity(hosts)
+    notes = list(reasons)
+    levels = min(host.level for host in hosts), min(host.xlevel for host in hosts)
+    features = _merged(hosts)
+    if missing := sorted(kept - features):
+        lacks = [host.name for host in hosts if not kept <= host.features]
+        raise InputError(
+            f"cannot keep {', '.join(missing)}: {', '.join(lacks) or 'the pool'} lacks it",
+            remedy="keep only what every host has",
         )
-        if moved:
-            reasons.append(
-                f"{_list(moved)}: left out, the makers save this state at different places"
-            )
-        removed |= nested | calls | moved
-    wanted = (common | either) - removed
-    kept = closed(wanted)
-    if fallen := wanted - kept:
-        reasons.append(f"{_list(fallen)}: left out, something they require is missing")
-    shown = identity(hosts)
-    reasons.insert(0, _identity_reason(shown, vendors))
-    widths = [host.phys_bits for host in hosts if host.phys_bits is not None]
-    model = shown.replace(
-        name="+".join(sorted({host.name for host in hosts})),
-        source="level of " + ", ".join(sorted({host.name for host in hosts})),
-        features=kept,
-        level=min(host.level for host in hosts),
-        xlevel=min(host.xlevel for host in hosts),
-        phys_bits=min(widths, default=None),
-        leaves=(),
-        unknown=(),
-    )
-    losses = tuple(
-        Loss(host=host.name, features=tuple(sorted(host.features - kept))) for host in hosts
-    )
-    return Baseline(model=model, losses=losses, reasons=tuple(reasons))
-
-
-def identity(hosts: Sequence[CpuModel]) -> CpuModel:
-    """The host whose identity the pool shows: the one with the fewest features.
-
-    It is the oldest as far as features tell, so that software which goes by the model expects no
-    more than there is.  Between equals an AMD host is taken: a guest that was booted as AMD avoids
-    SYSENTER in 64-bit mode, which Intel permits and AMD does not (AMD APM vol. 3, SYSENTER); the
-    last tie is broken by name, so that the order of hosts never matters.
-    """
-    return min(
-        hosts,
-        key=lambda host: (
-            len(host.features),
-            host.vendor != "AuthenticAMD",
-            host.family,
-            host.model,
-            host.stepping,
-            host.name,
+    for remove, why in _removals(hosts, levels, kept, dropped):
+        if gone := sorted(name for name in features if remove(name)):
+            features = features.difference(gone)
+            notes.append(f"without {', '.join(gone)}: {why}")
+    for name, needs in _closing(features).items():
+        notes.append(f"without {name}: it needs {', '.join(needs)}")
+    features = close(features)
+    if taken := sorted(kept - features):
+        raise InputError(
+            f"cannot keep {', '.join(taken)}: what it needs, or its leaf or state, is not common "
+            "to all hosts",
+            remedy="keep less",
+        )
+    names = ", ".join(sorted({host.name for host in hosts}))
+    return Baseline(
+        model=CpuModel(
+            name=f"baseline of {names}" if len(hosts) > 1 else names,
+            source="isthmus level",
+            vendor=chosen.vendor,
+            family=chosen.family,
+            model=chosen.model,
+            stepping=chosen.stepping,
+            brand=chosen.brand,
+            features=features,
+            level=levels[0],
+            xlevel=levels[1],
+            phys_bits=_lowest([host.phys_bits for host in hosts]),
+            linear_bits=_lowest([host.linear_bits for host in hosts]),
+            xsave=tuple(
+                component
+                for component in chosen.xsave
+                if all(component in host.xsave for host in hosts)
+                and _COMPONENT_FEATURES.get(component.number) in features
+            ),
+            unknown=tuple(sorted({fact for host in hosts for fact in host.unknown})),
         ),
+        losses=tuple(
+            Loss(host=host.name, features=tuple(sorted(host.features - features)))
+            for host in sorted(hosts, key=lambda host: (host.name, sorted(host.features)))
+        ),
+        reasons=tuple(notes),
     )
 
 
-def _identity_reason(shown: CpuModel, vendors: list[str]) -> str:
-    text = (
-        f"shown as {shown.name} ({shown.vendor}, family {shown.family}, model {shown.model}):"
-        " it offers the fewest features, so nothing that goes by the model expects more"
+def _merged(hosts: Sequence[CpuModel]) -> frozenset[str]:
+    everywhere = frozenset.intersection(*(host.features for host in hosts))
+    anywhere = frozenset[str]().union(*(host.features for host in hosts))
+    rule = {name: FEATURES[name].merge if name in FEATURES else "and" for name in anywhere}
+    return frozenset(
+        name
+        for name in anywhere
+        if rule[name] != "ignore" and (name in everywhere or rule[name] == "or")
     )
-    if len(vendors) > 1:
-        text += "; the maker shown stays the same on every host, since guests look only at boot"
-    return text
 
 
-def _list(names: Collection[str]) -> str:
-    return ", ".join(sorted(names))
+def _removals(
+    hosts: Sequence[CpuModel],
+    levels: tuple[int, int],
+    keep: frozenset[str],
+    drop: frozenset[str],
+) -> list[tuple[Callable[[str], bool], str]]:
+    rules: list[tuple[Callable[[str], bool], str]] = [
+        (lambda name: name in drop, "given up by request"),
+        (lambda name: _above(name, levels), "above the lowest maximum CPUID leaf of the hosts"),
+        (_moved(hosts).__contains__, "its XSAVE state lies elsewhere on another host"),
+    ]
+    if len({maker(host.vendor) for host in hosts}) > 1:
+        rules += [
+            (
+                lambda name: (
+                    name in FEATURES and FEATURES[name].merge == "never" and name not in keep
+                ),
+                "its state cannot move between makers",
+            ),
+            (
+                lambda name: name in HYPERCALLS and name not in keep,
+                "the guest would call the hypervisor by an instruction of one maker only",
+            ),
+        ]
+    return rules
+
+
+def _above(name: str, levels: tuple[int, int]) -> bool:
+    leaf = FEATURES[name].leaf if name in FEATURES else None
+    if leaf is None or 0x40000000 <= leaf < 0x80000000 or leaf >= 0xC0000000:
+        return False  # MSR features; hypervisor leaves and Zhaoxin's have maxima of their own
+    return leaf > (levels[1] if leaf >= 0x80000000 else levels[0])
+
+
+def _moved(hosts: Sequence[CpuModel]) -> frozenset[str]:
+    places: dict[int, set[tuple[int, int]]] = {}
+    for host in hosts:
+        for component in host.xsave:
+            places.setdefault(component.number, set()).add((component.offset, component.size))
+    return frozenset(
+        _COMPONENT_FEATURES[number]
+        for number, found in places.items()
+        if len(found) > 1 and number in _COMPONENT_FEATURES
+    )
+
+
+def _closing(features: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    lost: dict[str, tuple[str, ...]] = {}
+    while lacking := closure_violations(features):
+        lost.update(lacking)
+        features = features.difference(lacking)
+    return lost
+
+
+def _lowest(widths: Sequence[int | None]) -> int | None:
+    known = [width for width in widths if width is not None]
+    return min(known) if len(known) == len(widths) else None

@@ -4,10 +4,10 @@ The guest keeps its identity for life; of its features the destination can honou
 itself.  The rest is what translation has to cover, or what forbids the move.
 """
 
-from isthmus.cpu.features import closed
+from isthmus.cpu.features import close
 from isthmus.cpu.model import CpuModel
 
 
 def shown_on(guest: CpuModel, offer: CpuModel) -> CpuModel:
     """``guest`` as a host with ``offer`` can run it: its identity, the features both have."""
-    return guest.replace(features=closed(guest.features & offer.features))
+    return guest.replace(features=close(guest.features & offer.features))

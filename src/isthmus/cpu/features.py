@@ -1,98 +1,143 @@
-"""The catalogue of CPU features: data in ``data/features.json``, read once and never changed.
+"""The features of x86 processors: one bit each, its names, what it needs, what losing it means.
 
-A feature is named as QEMU names it, with ``-``.  ``requires`` names the features without which it
-cannot work or must not be shown; a set of features is *closed* when it holds all that its members
-require.
+The knowledge is ``data/features.json``; every entry names its source.  Canonical names are those of
+QEMU with '-' for '_'; where QEMU has none, libvirt's or Linux's.  Closing a set over ``requires``
+follows the Intel SDM (vol. 1, chapters 11-14: detection of SSE, AVX, XSAVE), the AMD APM (vol. 3,
+appendix E) and Linux ``arch/x86/kernel/cpu/cpuid-deps.c``.
 """
 
-import enum
-from collections.abc import Iterable, Mapping
-from functools import cache
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
+from typing import Literal
 
+from isthmus.errors import InputError
 from isthmus.values import Value, from_json
 
+Kind = Literal["instruction", "state", "kernel", "mitigation", "hint", "hypervisor"]
+"""What the bit announces: instructions of programs; state of XSAVE and FXSAVE; something that only
+an operating system uses; a defence against speculation, or freedom from a flaw; advice that changes
+speed only; something of virtualisation."""
 
-class Kind(enum.StrEnum):
-    """What losing a feature means to a guest that has seen it."""
+Merge = Literal["and", "or", "never", "ignore"]
+"""How a pool's bit follows from its hosts': all have it; any has it (the bit announces a
+restriction); never, where makers mix (state that cannot move between makers); the operating system
+sets it (no capability)."""
 
-    INSTRUCTION = "instruction"  # programs execute it
-    STATE = "state"  # it decides which registers exist and how they are saved
-    KERNEL = "kernel"  # only the guest's kernel uses it
-    NESTED = "nested"  # only a guest that runs guests uses it
-    MITIGATION = "mitigation"  # the kernel chose defences by it
-    HINT = "hint"  # it tells how fast, not whether
-    HYPERVISOR = "hypervisor"  # offered by KVM or Hyper-V, not by the CPU
+Register = Literal["eax", "ebx", "ecx", "edx"]
 
 
-class Feature(Value, frozen=True):
-    """One named bit: of CPUID (``leaf`` …) or of a feature MSR (``msr``), and what hangs on it.
+class Feature(Value, frozen=True, forbid_unknown_fields=True):
+    """One feature: where its bit lies and what is known of it.
 
-    ``merge`` says how a level treats it: "and" (every host needs it) or "or" (any host that has it
-    makes the pool have it, for bits that say "this CPU may misbehave").  ``hypercall``: a guest that
-    sees it makes hypercalls, whose instruction differs between the makers.  ``layout_differs``: its
-    state lies elsewhere in the makers' standard XSAVE images (PKRU at 2432 on AMD, 2688 on Intel).
+    ``leaf``, ``subleaf`` and ``register`` place it in CPUID, ``msr`` in a feature register; ``bit``
+    counts from 0.  All are None for a feature known by name only.
     """
 
     name: str
     kind: Kind
+    merge: Merge
     source: str
-    bit: int
+    aliases: tuple[str, ...] = ()
     leaf: int | None = None
-    subleaf: int = 0
-    register: str = ""
+    subleaf: int | None = None
+    register: Register | None = None
     msr: int | None = None
-    libvirt: str = ""
-    instructions: tuple[str, ...] = ()
+    bit: int | None = None
+    qemu: str | None = None
+    libvirt: str | None = None
+    linux: str | None = None
+    xen: str | None = None
     requires: tuple[str, ...] = ()
-    merge: str = "and"
-    hypercall: bool = False
-    layout_differs: bool = False
+    instructions: tuple[str, ...] = ()
 
 
-class _Catalogue(Value, frozen=True):
+class _Table(Value, frozen=True):
     schema: int
-    origin: str
+    source: str
     features: tuple[Feature, ...]
 
 
-@cache
-def features() -> Mapping[str, Feature]:
-    """All features by canonical name."""
-    data = resources.files("isthmus.cpu").joinpath("data/features.json").read_bytes()
-    catalogue = from_json(data, _Catalogue, where="features.json")
-    return {feature.name: feature for feature in catalogue.features}
+class _Lazy(Mapping[str, Feature]):
+    """The table, read at its first use: importing this module costs nothing."""
+
+    @functools.cached_property
+    def _features(self) -> dict[str, Feature]:
+        data = resources.files("isthmus.cpu").joinpath("data", "features.json").read_bytes()
+        table = from_json(data, _Table, where="features.json")
+        return {feature.name: feature for feature in table.features}
+
+    def __getitem__(self, name: str) -> Feature:
+        return self._features[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
 
 
-def closed(names: Iterable[str]) -> frozenset[str]:
-    """``names`` without those that lack something they require."""
-    kept = set(names)
-    table = features()
-    while True:
-        broken = {
-            name for name in kept if name in table and not kept.issuperset(table[name].requires)
-        }
-        if not broken:
-            return frozenset(kept)
-        kept -= broken
+FEATURES: Mapping[str, Feature] = _Lazy()
+"""Every known feature by its canonical name."""
 
 
-def of_kind(names: Iterable[str], *kinds: Kind) -> frozenset[str]:
-    """Those of ``names`` that are of one of ``kinds``."""
-    table = features()
-    return frozenset(name for name in names if name in table and table[name].kind in kinds)
+@functools.cache
+def _spellings() -> dict[str, str]:
+    spellings = {alias: name for name, feature in FEATURES.items() for alias in feature.aliases}
+    return spellings | {name: name for name in FEATURES}
 
 
-def words(names: Iterable[str]) -> dict[tuple[int, int, str], int]:
-    """The CPUID words that ``names`` set: (leaf, subleaf, register) -> bits."""
-    table = features()
-    result: dict[tuple[int, int, str], int] = {}
-    for name in names:
-        feature = table.get(name)
-        if feature is not None and feature.leaf is not None:
-            key = (feature.leaf, feature.subleaf, feature.register)
-            result[key] = result.get(key, 0) | 1 << feature.bit
-    return result
+def find(name: str) -> Feature:
+    """The feature of any known spelling.
+
+    :raises InputError: no feature has that name.
+    """
+    canonical = _spellings().get(name.strip().lower().replace("_", "-"))
+    if canonical is None:
+        raise InputError(f"{name}: no known CPU feature", remedy="use a name of QEMU or libvirt")
+    return FEATURES[canonical]
 
 
-__all__ = ["Feature", "Kind", "closed", "features", "of_kind", "words"]
+@functools.cache
+def by_cpuid() -> Mapping[tuple[int, int, Register, int], str]:
+    """Canonical names by CPUID leaf, sub-leaf, register and bit."""
+    return {
+        (feature.leaf, feature.subleaf or 0, feature.register, feature.bit): name
+        for name, feature in FEATURES.items()
+        if feature.leaf is not None and feature.register is not None and feature.bit is not None
+    }
+
+
+def closure_violations(features: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """Features of a set that lack some of what they need, with what is missing.
+
+    Unknown names need nothing.
+    """
+    present = frozenset(features)
+    lacking: dict[str, tuple[str, ...]] = {}
+    for name in sorted(present):
+        feature = FEATURES.get(name)
+        missing = tuple(n for n in feature.requires if n not in present) if feature else ()
+        if missing:
+            lacking[name] = missing
+    return lacking
+
+
+def close(features: Iterable[str]) -> frozenset[str]:
+    """The largest part of a set in which every feature has what it needs."""
+    kept = frozenset(features)
+    while lacking := closure_violations(kept):
+        kept = kept.difference(lacking)
+    return kept
+
+
+__all__ = [
+    "FEATURES",
+    "Feature",
+    "Kind",
+    "Merge",
+    "by_cpuid",
+    "close",
+    "closure_violations",
+    "find",
+]

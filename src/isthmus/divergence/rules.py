@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 
-from isthmus.cpu.features import features
+from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
 from isthmus.divergence.finding import Finding, Severity
 from isthmus.values import Value, from_json
@@ -96,7 +96,7 @@ def _fits(
         return False
     if when.lost and name not in when.lost:
         return False
-    feature = features().get(name)
+    feature = FEATURES.get(name)
     if when.lost_kind not in {"", "*"} and (feature is None or feature.kind != when.lost_kind):
         return False
     if when.translatable is not None and (name in translatable) is not when.translatable:

@@ -11,7 +11,8 @@ Forms, as the kernel prints them on x86 (4.19 to 6.12):
   ``show_opcodes`` (``Code: 00 <0f> 01 f9``, the faulting byte in angle brackets);
 - panic: ``kernel/panic.c``: ``Kernel panic - not syncing: …``;
 - a killed program: ``arch/x86/kernel/traps.c``: ``show_signal`` (``traps: sh[12] trap
-  invalid opcode ip:… sp:… error:0 in sh[…]``) and ``arch/x86/mm/fault.c``: ``show_signal_msg`` (``segfault at``).
+  invalid opcode ip:… sp:… error:0 in sh[…]``) and ``arch/x86/mm/fault.c``:
+  ``show_signal_msg`` (``segfault at``).
 
 A ``WARNING:`` has the same registers and code lines but kills nobody; it is passed over.
 """

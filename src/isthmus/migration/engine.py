@@ -22,7 +22,13 @@ from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process, stream
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.phases import MAY_HAVE_RUN, Phase
-from isthmus.migration.record import Figures, Journal, MigrationRecord, Plan, Side
+from isthmus.migration.record import (
+    Figures,
+    Journal,
+    MigrationRecord,
+    Plan,
+    Side,
+)
 from isthmus.migration.sides import Destination, Source
 from isthmus.migration.verify import watch
 from isthmus.translate.service import TranslatorClient, spawn
@@ -57,8 +63,8 @@ Checkpoint = Callable[[Phase], Awaitable[None]]
 Adopt = Callable[[MigrationRecord], None]
 
 
-async def _pass(_: Phase) -> None:
-    return None
+async def nothing(_: Phase) -> None:
+    """The checkpoint that makes no fault."""
 
 
 async def move(
@@ -67,7 +73,7 @@ async def move(
     journals: Path,
     options: Options,
     observer: Observer = lambda _: None,
-    checkpoint: Checkpoint = _pass,
+    checkpoint: Checkpoint = nothing,
     adopt: Adopt = lambda _: None,
 ) -> MigrationRecord:
     """Move one guest; returns the record of a committed migration.
@@ -99,16 +105,21 @@ async def resume(
     options: Options,
     observer: Observer = lambda _: None,
     adopt: Adopt = lambda _: None,
+    use: str = "",
 ) -> MigrationRecord:
     """Bring a migration to its end whose process was killed; returns its record.
 
     The caller holds the guest's lock, so nobody else moves it.
 
+    :param use: the operator's choice of the copy that goes on: ``source`` or ``destination``.
+
     :raises UndecidedError: both copies are held for the operator.
     """
-    run = _Run(Journal.reopen(path), options, observer, _pass, adopt)
+    run = _Run(Journal.reopen(path), options, observer, nothing, adopt)
     try:
-        if not run.journal.record.final:
+        if not run.journal.record.final and use:
+            await run.impose(use)
+        elif not run.journal.record.final:
             with contextlib.suppress(RolledBackError):
                 await run.settle(IsthmusError("the process that moved the guest was killed"))
         return run.journal.record

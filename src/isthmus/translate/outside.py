@@ -1,12 +1,12 @@
 """The outside placement: QEMU's debug stub stops the guest at its #UD entry, we do the work.
 
-At each stop: read the registers and the exception frame in one write, fetch the instruction, let the
-core execute it, then write what changed and resume through an IRETQ, again in one write.  A #UD that
-is not ours goes its way: the guest's own handler runs.
+At each stop: read the registers and the exception frame in one write, fetch the instruction, let
+the core execute it, then write what changed and resume through an IRETQ, again in one write. A
+#UD that is not ours goes its way: the guest's own handler runs.
 
-The rule that keeps a guest from running twice: the guest is resumed only as the answer to a stop at
-the #UD entry.  Any other stop (a pause by the operator, QEMU's own last stop of a move) is never
-answered; QEMU would take a ``vCont;c`` as an order to run the stale source.
+The rule that keeps a guest from running twice: the guest is resumed only as the answer to a stop
+at the #UD entry. Any other stop (a pause by the operator, QEMU's own last stop of a move) is
+never answered; QEMU would take a ``vCont;c`` as an order to run the stale source.
 """
 
 import asyncio

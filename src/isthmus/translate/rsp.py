@@ -3,11 +3,11 @@
 What QEMU's stub is like, found by experiment and in its source (7.2 and 10.0: gdbstub):
 
 - it knows no ``QStartNoAckMode``, but takes a new packet as the end of waiting for an
-  acknowledgement; and any byte that comes while the guest runs stops it.  So we never acknowledge;
+  acknowledgement; and any byte that comes while the guest runs stops it. So we never acknowledge;
 - a first connection stops the guest and brings an unsolicited stop reply;
 - 7.2 answers ``p``/``P`` with nothing until ``target.xml`` has been read once;
-- several requests may go out in one write, and the answers come in order; but nothing may follow a
-  ``vCont;c`` in the same write;
+- several requests may go out in one write, and the answers come in order; but nothing may follow
+  a ``vCont;c`` in the same write;
 - ``m`` takes at most 0x400 bytes (the packet size counts hexadecimal digits).
 """
 
@@ -118,7 +118,7 @@ class Stub:
         self._writer.write(b"\x03")
 
     async def memory(self, address: int, length: int) -> bytes:
-        """Read guest memory in the selected vCPU's address space; shorter where it is not mapped."""
+        """Read memory in the selected vCPU's address space; shorter where it is not mapped."""
         data = b""
         while len(data) < length:
             size = min(MEMORY_CHUNK, length - len(data))

@@ -1,12 +1,13 @@
 """The translator of one guest as a process of its own, and the client that commands it.
 
-It outlives the command that moved the guest: as long as the guest runs on a CPU that lacks what it
-needs, somebody must serve its #UDs.  Start: ``python -m isthmus.translate.service --gdb SOCKET
---directory FOLDER``.  It is commanded over a private UNIX socket, one JSON document a line:
-``{"do": "arm"}`` gives ``{"ok": true, …}`` or ``{"ok": false, "error": …}``.  It ends when QEMU does.
+It outlives the command that moved the guest: as long as the guest runs on a CPU that lacks what
+it needs, somebody must serve its #UDs. Start: ``python -m isthmus.translate.service --gdb SOCKET
+--directory FOLDER``. It is commanded over a private UNIX socket, one JSON document a line:
+``{"do": "arm"}`` gives ``{"ok": true, …}`` or ``{"ok": false, "error": …}``. It ends when QEMU
+does.
 
-If it is killed, the breakpoint stays in QEMU and the guest stops at its next #UD; a translator that
-is started again takes over there (:meth:`Service.take_over`).
+If it is killed, the breakpoint stays in QEMU and the guest stops at its next #UD; a translator
+that is started again takes over there (:meth:`Service.take_over`).
 """
 
 import argparse
@@ -118,7 +119,7 @@ async def spawn(gdb_socket: Path, directory: Path) -> TranslatorClient:
 
     :raises TranslatorError: it does not come up; its log is in ``directory``.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240  (once, at start)
     command = [
         sys.executable, "-m", "isthmus.translate.service",
         "--gdb", str(gdb_socket), "--directory", str(directory),
@@ -212,7 +213,7 @@ async def _main(gdb: Path, directory: Path) -> int:
     path.unlink(missing_ok=True)
     server = await asyncio.start_unix_server(service.serve, str(path))
     async with server:
-        while not stub.closed:
+        while not stub.closed:  # noqa: ASYNC110  (a stream tells its end in no other way)
             await asyncio.sleep(0.2)
     path.unlink(missing_ok=True)
     return 0

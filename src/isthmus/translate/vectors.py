@@ -1,22 +1,22 @@
 """Where a guest takes #UD, and how to get out of there without its help.
 
 When a CPU meets an instruction it lacks it raises #UD (vector 6) and jumps through gate 6 of the
-interrupt descriptor table.  Gate and handler are found from outside, after each move anew: the IDT's
-base is a register (``info registers``), the gate is read from guest memory, and it holds the
-handler's address (Intel SDM vol. 3A, 6.14.1).  No symbols are needed, so KASLR, the kernel's version
-and even its kind do not matter.
+interrupt descriptor table. Gate and handler are found from outside, after each move anew: the
+IDT's base is a register (``info registers``), the gate is read from guest memory, and it holds
+the handler's address (Intel SDM vol. 3A, 6.14.1). No symbols are needed, so KASLR, the kernel's
+version and even its kind do not matter.
 
-At the handler's first instruction the CPU has pushed RIP, CS, RFLAGS, RSP and SS (40 bytes, #UD has
-no error code), interrupts are off, and nothing has been changed yet: not GS, not CR3.  So one IRETQ
-executed there, with the frame's RIP advanced, ends the exception as if it had never been.  We do not
-inject that IRETQ: one stands near the handler (the kernel's own return path), in text that is mapped
-in both page tables of a guest with page-table isolation.
+At the handler's first instruction the CPU has pushed RIP, CS, RFLAGS, RSP and SS (40 bytes, #UD
+has no error code), interrupts are off, and nothing has been changed yet: not GS, not CR3. So one
+IRETQ executed there, with the frame's RIP advanced, ends the exception as if it had never been.
+We do not inject that IRETQ: one stands near the handler (the kernel's own return path), in text
+that is mapped in both page tables of a guest with page-table isolation.
 
-RDTSCP needs the time-stamp counter at the moment of resuming, which no register of the stub tells.
-The CPU itself shall read it: the four bytes ``RDTSC; IRETQ`` are written into padding between the
-kernel's functions (bytes 0xCC that are never executed), and the guest is resumed *there*.  They are
-taken out again before the guest leaves.  A guest without such padding is served by single-stepping
-an RDTSC.
+RDTSCP needs the time-stamp counter at the moment of resuming, which no register of the stub
+tells. The CPU itself shall read it: the four bytes ``RDTSC; IRETQ`` are written into padding
+between the kernel's functions (bytes 0xCC that are never executed), and the guest is resumed
+*there*. They are taken out again before the guest leaves. A guest without such padding is served
+by single-stepping an RDTSC.
 """
 
 import re
@@ -33,7 +33,7 @@ _CPU = re.compile(r"CPU#(\d+)\s*\n(.*?)(?=\nCPU#|\Z)", re.DOTALL)
 _GDT = re.compile(r"GDT=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})")
 _IDT = re.compile(r"IDT=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})")
 
-# Linux keeps cpu | node << 12, which is also what it writes to TSC_AUX, in the limit of GDT entry 15
+# Linux keeps cpu | node << 12, which it also writes to TSC_AUX, in the limit of GDT entry 15
 # (arch/x86/include/asm/segment.h, GDT_ENTRY_CPUNODE; the vDSO reads it with LSL).
 _CPUNODE_ENTRY = 15
 

@@ -1,45 +1,48 @@
-"""A lab guest's image: a kernel and an initramfs with busybox and the payload, cached by content.
+"""A lab guest's image: a kernel, and an initramfs with busybox and the payload.
 
-The key of an image is the hash of everything that goes into it: the payload's sources and flags,
-the init script, busybox, the kernel.  An image is written whole under another name and then
-renamed; what does not match its own checksums is made again.
+The key of an image is the hash of everything that goes into it: the kernel and its modules,
+busybox, the payload's program, the init script.  The same inputs give the same bytes.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import msgspec
-
 from isthmus.errors import EnvironmentLackError, InputError
-from isthmus.qualification.lab.initramfs import Entry, archive, file, folder
+from isthmus.qualification.lab import packages
+from isthmus.qualification.lab.initramfs import Entry, archive, file, folder, link
 from isthmus.qualification.lab.kernel import GuestKernel, fetch_kernel
-from isthmus.qualification.payload.build import FLAGS, build_payload, sources
-from isthmus.values import Value, read_value, to_json
+from isthmus.qualification.payload.build import build_payload
+from isthmus.qualification.store import Made, Stored, key_of, obtain
+from isthmus.values import Value, read_bytes
 
-INIT = b"""#!/bin/busybox sh
-# Mount what programs need, load the modules in their order, start the payload.
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sysfs /sys
-/bin/busybox mount -t devtmpfs devtmpfs /dev
+# GLIBC_TUNABLES: glibc picks its string functions by CPUID at start; without this the payload
+# would die in a memcpy of AVX2 instead of in the instruction under test, and so would the
+# supervisor that has to tell of it.  print-fatal-signals makes the kernel print the registers and
+# code bytes of a program that dies by a fault.
+INIT = b"""#!/bin/sh
+# Mount what programs need, load the modules in their order, become the payload.
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
 while read -r module; do
-    /bin/busybox insmod "/modules/$module.ko"
-done < /modules/order
-tries=0
-while [ ! -e /dev/vport1p1 ] && [ ! -e /dev/vport0p1 ] && [ $tries -lt 50 ]; do
-    /bin/busybox usleep 20000
-    tries=$((tries + 1))
-done
-echo "isthmus: guest is up, $(/bin/busybox uname -r)"
-/bin/payload
-echo "isthmus: payload ended with status $?"
-while :; do /bin/busybox sleep 3600; done
+    insmod "/lib/modules/$module.ko"
+done < /lib/modules/order
+echo 1 > /proc/sys/kernel/print-fatal-signals
+echo 7 > /proc/sys/kernel/printk
+echo "isthmus: guest is up"
+case " $(cat /proc/cmdline) " in
+*" isthmus.shell=1 "*) setsid sh -c 'exec sh < /dev/ttyS0 > /dev/ttyS0 2>&1' & ;;
+esac
+export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX2,-AVX,-SSE4_2,-SSE4_1,-SSSE3,-ERMS
+exec /bin/payload
 """
+
+APPLETS = (
+    "cat", "dmesg", "echo", "free", "grep", "hexdump", "insmod", "kill", "ls", "lsmod", "mkdir",
+    "mount", "poweroff", "ps", "reboot", "setsid", "sh", "sleep", "top", "uname",
+)  # fmt: skip
+
+BUSYBOX_LIMIT = 64 << 20
 
 
 class GuestImage(Value, frozen=True):
@@ -49,121 +52,106 @@ class GuestImage(Value, frozen=True):
     initrd: Path
     release: str
     key: str
-    kernel_sha256: str = ""
-    initrd_sha256: str = ""
 
 
-def command_line(**options: object) -> str:
-    """The kernel command line of a lab guest; ``options`` become ``isthmus.NAME=VALUE`` words.
+def command_line(options: Mapping[str, object] | None = None, **more: object) -> str:
+    """The kernel command line of a lab guest; options become ``isthmus.NAME=VALUE`` words.
 
     ``tsc=reliable clocksource=tsc`` makes the kernel read its clock by RDTSC or RDTSCP, as it does
-    on real hosts of one kind; ``panic=-1`` resets at once, which QEMU shows as a shutdown.
+    on real hosts of one kind; ``panic=-1`` resets at once, which QEMU can turn into a pause.
+    What each option means: ``docs/payload.md``.
+
+    :raises InputError: an option's name or value cannot stand on a kernel command line.
     """
     words = ["console=ttyS0", "quiet", "panic=-1", "tsc=reliable", "clocksource=tsc"]
-    words += [f"isthmus.{name}={value}" for name, value in options.items()]
+    for name, value in {**(options or {}), **more}.items():
+        word = f"isthmus.{name}={int(value) if isinstance(value, bool) else value}"
+        if not word.isascii() or not word.isprintable() or set(word) & set(" \"'"):
+            raise InputError(f"{name}={value}: cannot stand on a kernel command line")
+        words.append(word)
     return " ".join(words)
 
 
 def build_image(
     kernel: str | None = None, *, cache: Path, progress: Callable[[str], None] = lambda _: None
 ) -> GuestImage:
-    """Build the image, or take it from ``cache``.
+    """Build the image, or take it from ``cache``; safe with several builders at once.
 
     :param kernel: see :func:`isthmus.qualification.lab.kernel.fetch_kernel`.
+    :param progress: is told each step that takes time.
     :raises EnvironmentLackError: busybox, a compiler, apt or the disk's space is missing.
+    :raises InputError: ``kernel`` names nothing usable.
     """
-    busybox = _busybox()
-    digest = hashlib.sha256(repr((kernel, FLAGS)).encode() + INIT + busybox)
-    for name, text in sorted(sources().items()):
-        digest.update(name.encode() + text)
-    key = digest.hexdigest()[:24]
-    home = cache / "images" / key
-    try:
-        with _lock(cache / "images"):
-            cached = _cached(home)
-            if cached is not None:
-                return cached
-            guest_kernel = fetch_kernel(kernel, progress=progress)
-            progress("building the guest image")
-            return _build(home, key, guest_kernel, busybox)
-    except OSError as error:
-        raise EnvironmentLackError(
-            f"{cache}: the guest image cannot be written: {error.strerror}",
-            remedy="free some space, or set ISTHMUS_CACHE to another folder",
-        ) from error
+    guest_kernel = fetch_kernel(kernel, cache=cache, progress=progress)
+    busybox = _busybox(cache, progress)
+    payload = build_payload(cache, progress=progress).read_bytes()
+    image = read_bytes(guest_kernel.vmlinuz, limit=256 << 20)
+    initrd = archive(_entries(guest_kernel, busybox, payload))
+    key = key_of(image, initrd)
 
-
-def _build(home: Path, key: str, kernel: GuestKernel, busybox: bytes) -> GuestImage:
-    with tempfile.TemporaryDirectory(prefix="build-", dir=home.parent) as scratch:
-        work = Path(scratch)
-        payload = build_payload(work).read_bytes()
-        initrd = archive(_entries(kernel, busybox, payload))
-        fresh = work / "image"
-        fresh.mkdir()
-        (fresh / "vmlinuz").write_bytes(kernel.vmlinuz)
-        (fresh / "initrd").write_bytes(initrd)
-        (fresh / "payload").write_bytes(payload)
-        image = GuestImage(
-            kernel=home / "vmlinuz",
-            initrd=home / "initrd",
-            release=kernel.release,
-            key=key,
-            kernel_sha256=hashlib.sha256(kernel.vmlinuz).hexdigest(),
-            initrd_sha256=hashlib.sha256(initrd).hexdigest(),
+    def make(_scratch: Path) -> Made:
+        progress(f"building the guest image for Linux {guest_kernel.release}")
+        return Made(
+            files={"vmlinuz": image, "initrd": initrd}, facts={"release": guest_kernel.release}
         )
-        (fresh / "image.json").write_bytes(to_json(image))
-        if home.exists():
-            shutil.rmtree(home)
-        fresh.rename(home)
-    return image
+
+    stored = obtain(cache, "images", key, make)
+    return _image(stored, key)
 
 
-def _entries(kernel: GuestKernel, busybox: bytes, payload: bytes) -> Iterator[Entry]:
-    for path in ("bin", "dev", "proc", "sys", "modules"):
-        yield folder(path)
-    yield file("init", INIT, executable=True)
-    yield file("bin/busybox", busybox, executable=True)
-    yield file("bin/payload", payload, executable=True)
-    for name, data in kernel.modules:
-        yield file(f"modules/{name}.ko", data)
-    order = "".join(f"{name}\n" for name, _ in kernel.modules)
-    yield file("modules/order", order.encode())
-
-
-def _cached(home: Path) -> GuestImage | None:
-    """The image in the cache, if it is whole."""
-    with contextlib.suppress(InputError, OSError, msgspec.MsgspecError):
-        image = read_value(home / "image.json", GuestImage)
-        sums = (_sha256(home / "vmlinuz"), _sha256(home / "initrd"))
-        if sums == (image.kernel_sha256, image.initrd_sha256):
-            return msgspec.structs.replace(image, kernel=home / "vmlinuz", initrd=home / "initrd")
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _busybox() -> bytes:
-    for name in ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/initramfs-tools/bin/busybox"):
-        path = Path(name)
-        if path.is_file():
-            data = path.read_bytes()
-            # A dynamically linked one names its loader and would not run in the guest.
-            if b"/ld-linux" not in data:
-                return data
-    raise EnvironmentLackError(
-        "no static busybox on this machine", remedy="apt-get install busybox-static"
+def _image(stored: Stored, key: str) -> GuestImage:
+    return GuestImage(
+        kernel=stored.folder / "vmlinuz",
+        initrd=stored.folder / "initrd",
+        release=stored.manifest.facts["release"],
+        key=key,
     )
 
 
-@contextlib.contextmanager
-def _lock(folder_path: Path) -> Iterator[None]:
-    folder_path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor = os.open(folder_path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _entries(kernel: GuestKernel, busybox: bytes, payload: bytes) -> Iterator[Entry]:
+    for path in ("bin", "dev", "lib", "lib/modules", "proc", "sys"):
+        yield folder(path)
+    yield file("init", INIT, executable=True)
+    yield file("bin/busybox", busybox, executable=True)
+    for applet in APPLETS:
+        yield link(f"bin/{applet}", "busybox")
+    yield file("bin/payload", payload, executable=True)
+    for name, content in kernel.modules:
+        yield file(f"lib/modules/{name}.ko", content)
+    order = "".join(f"{name}\n" for name, _ in kernel.modules)
+    yield file("lib/modules/order", order.encode())
+
+
+def _busybox(cache: Path, progress: Callable[[str], None]) -> bytes:
+    """A static busybox: this machine's, or from its package without installing it."""
+    for name in ("/bin/busybox", "/usr/lib/initramfs-tools/bin/busybox"):
+        path = Path(name)
+        if path.is_file() and is_static(data := read_bytes(path, limit=BUSYBOX_LIMIT)):
+            return data
+    package = packages.required("busybox-static")
+
+    def make(scratch: Path) -> Made:
+        progress(f"fetching {package.name} {package.version}")
+        with packages.opened(package, scratch=scratch) as opened:
+            for member in ("bin/busybox", "usr/bin/busybox"):
+                if member in opened.names:
+                    return Made(files={"busybox": opened.read(member)})
+        raise EnvironmentLackError(
+            f"package {package.name} holds no busybox", remedy="apt-get install busybox-static"
+        )
+
+    return obtain(cache, "busybox", key_of(package.sha256), make).read("busybox")
+
+
+def is_static(program: bytes) -> bool:
+    """Whether an ELF64 program names no interpreter (PT_INTERP = 3), so that it runs alone.
+
+    Layout: System V ABI, chapter 5, program header.
+    """
+    if program[:6] != b"\x7fELF\x02\x01":
+        return False
+    table = int.from_bytes(program[0x20:0x28], "little")
+    size = int.from_bytes(program[0x36:0x38], "little")
+    count = int.from_bytes(program[0x38:0x3A], "little")
+    kinds = (program[table + n * size :][:4] for n in range(count))
+    return all(int.from_bytes(kind, "little") != 3 for kind in kinds)

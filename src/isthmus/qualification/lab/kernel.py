@@ -1,189 +1,232 @@
-"""A distribution's kernel for lab guests: fetched as a package, unpacked without root.
+"""Kernels for lab guests: which packages a version names, and what a guest needs out of them.
 
 Debian: the cloud kernel (small, quick to boot) of the default series or of a named one.  Ubuntu
-(not yet run there): the ``virtual`` flavour, whose modules are in a package of their own.
+(written from its package lists, not yet run there): the ``virtual`` flavour, whose modules are in
+a package of their own.  Or a kernel of the user's own.
 """
 
-import contextlib
 import re
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from isthmus.errors import EnvironmentLackError, InputError
-from isthmus.qualification.lab.modules import WANTED, decompress, load_order
+from isthmus.qualification.lab import packages
+from isthmus.qualification.lab.modules import (
+    MODULE_LIMIT,
+    WANTED,
+    decompress,
+    depends,
+    load_order,
+)
+from isthmus.qualification.lab.packages import Package
+from isthmus.qualification.store import Made, Stored, key_of, obtain
 from isthmus.values import Value, read_bytes
 
-VMLINUZ_LIMIT = 64 << 20
-_META = ("linux-image-cloud-amd64", "linux-image-virtual")
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.:~-]{1,120}")
-_MODULE = re.compile(r"\.?/?(?:usr/)?lib/modules/([^/]+)/.*/([^/]+)\.ko(?:\.xz|\.zst)?")
+KERNEL_LIMIT = 256 << 20
+MODULE_FILES_LIMIT = 20_000
+RECIPE = "1"  # a change in what is taken out of a package
+
+_DEFAULTS: tuple[str, ...] = (
+    "linux-image-cloud-amd64",
+    "linux-image-virtual",
+    "linux-image-generic",
+)
+_FLAVOURS = ("-cloud-amd64", "-generic")
+_SERIES = re.compile(r"\d{1,2}(\.\d{1,3}){1,2}([.+~-][A-Za-z0-9.+~-]{1,40})?")
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}")
+_MODULE_FILE = re.compile(r"([A-Za-z0-9_-]{1,64})\.ko(?:\.xz|\.zst)?")
 
 
 class GuestKernel(Value, frozen=True):
     """A kernel with the modules a guest needs, in the order in which they load."""
 
     release: str
-    vmlinuz: bytes
+    vmlinuz: Path
     modules: tuple[tuple[str, bytes], ...]
 
 
-def fetch_kernel(selector: str | None = None, *, progress: Callable[[str], None]) -> GuestKernel:
-    """Fetch a kernel.
+def fetch_kernel(
+    selector: str | None = None, *, cache: Path, progress: Callable[[str], None]
+) -> GuestKernel:
+    """A kernel, from the cache or freshly fetched.
 
     :param selector: None for the distribution's default; a series such as ``6.12``; a package; or
-        the path of a vmlinuz (its modules are then looked for under ``/lib/modules/RELEASE``).
+        the path of a vmlinuz with its modules in ``modules/`` or ``lib/modules/RELEASE`` beside
+        it, or in ``/lib/modules/RELEASE`` (a kernel with virtio built in needs none).
     :raises EnvironmentLackError: apt or dpkg is missing or does not know the package.
-    :raises InputError: the selector names nothing.
+    :raises InputError: the selector names nothing usable.
     """
     if selector is not None and "/" in selector:
-        return _own(Path(selector))
-    package = _package(selector)
-    progress(f"fetching {package}")
-    with tempfile.TemporaryDirectory(prefix="isthmus-kernel-") as folder:
-        files = [_download(package, Path(folder))]
-        if package.startswith("linux-image-") and "generic" in package:
-            files.append(_download(package.replace("image", "modules", 1), Path(folder)))
-        return _unpacked(files)
+        path = Path(selector)
+        image = read_bytes(path, limit=KERNEL_LIMIT)
+        return _own(path, kernel_release(image, where=str(path)))
+    chosen = choose_packages(selector)
+    key = key_of(RECIPE, *(package.sha256 for package in chosen))
+
+    def make(scratch: Path) -> Made:
+        return _from_packages(chosen, scratch, progress)
+
+    return _restored(obtain(cache, "kernels", key, make))
 
 
-def _package(selector: str | None) -> str:
-    if selector is not None and _PACKAGE.fullmatch(selector) and selector.startswith("linux-"):
-        return selector
+def choose_packages(selector: str | None) -> tuple[Package, ...]:
+    """The packages that hold a kernel: its image and, on Ubuntu, its modules.
+
+    :raises EnvironmentLackError: apt's lists have no such kernel.
+    :raises InputError: neither a series nor a package.
+    """
     if selector is None:
-        for meta in _META:
-            for line in _apt_cache("depends", meta).splitlines():
-                word = line.strip().removeprefix("Depends: ")
-                if re.fullmatch(r"linux-image-\d[\w.+-]*", word):
-                    return word
-        raise EnvironmentLackError(
-            "apt knows no kernel package",
-            remedy="apt-get update (or name one with --kernel: a package or a vmlinuz)",
-        )
-    if not re.fullmatch(r"\d+\.\d+", selector):
-        raise InputError(
-            f"{selector}: not a kernel", remedy="give a series (6.1), a package or a path"
-        )
-    names = _apt_cache("search", "--names-only", rf"^linux-image-{re.escape(selector)}\.").split(
-        "\n"
+        candidates = _DEFAULTS
+    elif selector.startswith("linux-image-"):
+        candidates = (selector,)
+    else:
+        candidates = _of_series(selector)
+    for name in candidates:
+        package = packages.find(name)
+        if package is not None and (found := _concrete(package)):
+            if selector and _SERIES.fullmatch(selector) and selector not in found[0].name:
+                continue  # the default metapackage, but of another series
+            return found
+    raise EnvironmentLackError(
+        f"apt's lists have no kernel package for {selector or 'a guest'}",
+        remedy="run `apt-get update` as root, or name a package or the path of an own vmlinuz",
     )
-    fitting = [
-        name.split()[0]
-        for name in names
-        if re.match(r"linux-image-\d\S*-(cloud-amd64|generic) ", name + " ")
-    ]
-    if not fitting:
+
+
+def kernel_release(image: bytes, *, where: str) -> str:
+    """The release in a bzImage's setup header.
+
+    ``kernel_version`` at 0x20E is the offset, less 0x200, of a text that begins with the release
+    (Linux: Documentation/arch/x86/boot.rst).
+
+    :raises InputError: not a bzImage.
+    """
+    if image[0x202:0x206] != b"HdrS":
+        raise InputError(f"{where}: not an x86 Linux kernel (bzImage)", remedy="name a vmlinuz")
+    offset = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+    text = image[offset : offset + 256].split(b"\0")[0].split(b" ")[0]
+    release = text.decode("ascii", errors="replace")
+    if not _RELEASE.fullmatch(release):
+        raise InputError(f"{where}: its header names no kernel release", remedy="name a vmlinuz")
+    return release
+
+
+def _of_series(series: str) -> tuple[str, ...]:
+    """Package names that may hold a series, the likeliest first."""
+    if not _SERIES.fullmatch(series):
         raise InputError(
-            f"{selector}: apt knows no cloud kernel of that series",
-            remedy="apt-cache search linux-image lists what there is",
+            f"{series}: not a kernel",
+            remedy="name a series such as 6.12, a linux-image package, or the path of a vmlinuz",
         )
-    return max(fitting, key=_version_key)
+    prefix = f"linux-image-{series}"
+    metas = tuple(prefix + flavour for flavour in _FLAVOURS)
+    concrete = [
+        name
+        for name in packages.names(prefix)
+        if name.endswith(_FLAVOURS) and name not in metas and name[len(prefix)] in ".-+~"
+    ]
+    # The default metapackage first: when it is of this series it names the newest version, while
+    # apt-cache may still know versions that the archive no longer has.
+    newest = sorted(concrete, key=_numbers, reverse=True)
+    return (*_DEFAULTS[:1], *metas, *newest)
 
 
-def _version_key(name: str) -> tuple[int, ...]:
+def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", name))
 
 
-def _apt_cache(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["apt-cache", *arguments], capture_output=True, text=True, check=False, timeout=60
+def _concrete(package: Package) -> tuple[Package, ...]:
+    """Follow a metapackage to its kernel, and add Ubuntu's package of modules."""
+    for _ in range(4):
+        below = next((name for name in package.depends if name.startswith("linux-image-")), None)
+        if below is None:
+            break
+        package = packages.required(below)
+    modules = next((name for name in package.depends if name.startswith("linux-modules-")), None)
+    return (package,) if modules is None else (package, packages.required(modules))
+
+
+def _from_packages(
+    chosen: tuple[Package, ...], scratch: Path, progress: Callable[[str], None]
+) -> Made:
+    image = b""
+    found: dict[str, tuple[str, bytes]] = {}
+    for package in chosen:
+        progress(f"fetching {package.name} {package.version}")
+        with packages.opened(package, scratch=scratch) as archive:
+            paths = {_module_name(name): name for name in archive.names}
+
+            def read(name: str, paths: dict[str, str] = paths) -> bytes | None:
+                path = paths.get(name)
+                return decompress(path, archive.read(path)) if path else None
+
+            for name, content in _closure(read).items():
+                found[name] = (name, content)
+            for name in archive.names:
+                if name.startswith("boot/vmlinuz-"):
+                    image = archive.read(name)
+    if not image:
+        raise InputError(
+            f"{chosen[0].name}: holds no boot/vmlinuz", remedy="name a linux-image package"
         )
-    except FileNotFoundError as error:
-        raise EnvironmentLackError(
-            "apt-cache: no such program", remedy="name a kernel by the path of its vmlinuz"
-        ) from error
-    return done.stdout
+    release = kernel_release(image, where=chosen[0].name)
+    modules = dict(found.values())
+    order = load_order(modules)
+    files = {"vmlinuz": image} | {f"{name}.ko": modules[name] for name in order}
+    return Made(files=files, facts={"release": release, "modules": " ".join(order)})
 
 
-def _download(package: str, folder: Path) -> Path:
-    done = subprocess.run(
-        # The sandbox user of apt cannot write into a private folder, so root says to stay root.
-        ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-q", package],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    found = sorted(folder.glob(f"{package}_*.deb"))
-    if done.returncode != 0 or not found:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise EnvironmentLackError(
-            f"{package}: cannot be fetched: {said}", remedy="apt-get update, then try again"
-        )
-    return found[0]
+def _restored(stored: Stored) -> GuestKernel:
+    facts = stored.manifest.facts
+    return GuestKernel(
+        release=facts["release"],
+        vmlinuz=stored.folder / "vmlinuz",
+        modules=tuple((name, stored.read(f"{name}.ko")) for name in facts["modules"].split()),
+    )
 
 
-def _unpacked(packages: list[Path]) -> GuestKernel:
-    vmlinuz = b""
-    release = ""
-    modules: dict[str, bytes] = {}
-    packed: dict[str, tuple[str, bytes]] = {}
-    for package in packages:
-        with _members(package) as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                name = member.name.removeprefix("./")
-                match = _MODULE.fullmatch(member.name)
-                if name.startswith("boot/vmlinuz-") and member.size <= VMLINUZ_LIMIT:
-                    vmlinuz = _content(archive, member)
-                    release = name.removeprefix("boot/vmlinuz-")
-                elif match and "/kernel/drivers/" in member.name and member.size <= VMLINUZ_LIMIT:
-                    plain_name = match[2].replace("-", "_")
-                    if plain_name.startswith(("virtio", "failover", "net_failover")):
-                        packed[plain_name] = (name, _content(archive, member))
-    if not vmlinuz:
-        raise InputError(f"{packages[0].name}: holds no kernel", remedy="name another package")
-    for plain_name, (name, data) in packed.items():
-        modules[plain_name] = decompress(name, data)
-    return GuestKernel(release=release, vmlinuz=vmlinuz, modules=_ordered(modules))
+def _own(path: Path, release: str) -> GuestKernel:
+    folders = (
+        path.parent / "modules",
+        path.parent / "lib/modules" / release,
+        path.parent.parent / "lib/modules" / release,
+        Path("/lib/modules") / release,
+    )
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        if folder.is_dir():
+            for count, file in enumerate(folder.rglob("*.ko*")):
+                if count >= MODULE_FILES_LIMIT:
+                    raise InputError(f"{folder}: more than {MODULE_FILES_LIMIT} modules")
+                paths[_module_name(file.name)] = file
+            break
+
+    def read(name: str) -> bytes | None:
+        file = paths.get(name)
+        return decompress(str(file), read_bytes(file, limit=MODULE_LIMIT)) if file else None
+
+    modules = _closure(read)
+    return GuestKernel(
+        release=release,
+        vmlinuz=path,
+        modules=tuple((name, modules[name]) for name in load_order(modules)),
+    )
 
 
-def _own(path: Path) -> GuestKernel:
-    vmlinuz = read_bytes(path, limit=VMLINUZ_LIMIT)
-    # The release stands in the image itself: Linux Documentation/arch/x86/boot.rst, kernel_version.
-    if vmlinuz[0x202:0x206] != b"HdrS":
-        raise InputError(f"{path}: not a Linux bzImage", remedy="name a vmlinuz")
-    offset = int.from_bytes(vmlinuz[0x20E:0x210], "little") + 0x200
-    release = vmlinuz[offset : vmlinuz.find(b"\0", offset)].split(b" ")[0].decode(errors="replace")
-    modules = {}
-    root = Path("/lib/modules") / release / "kernel/drivers"
-    for file in sorted(root.rglob("virtio*.ko*")) if root.is_dir() else ():
-        name = file.name.split(".")[0].replace("-", "_")
-        modules[name] = decompress(file.name, read_bytes(file))
-    return GuestKernel(release=release, vmlinuz=vmlinuz, modules=_ordered(modules))
+def _closure(read: Callable[[str], bytes | None]) -> dict[str, bytes]:
+    """The wanted modules and, step by step, those that they name."""
+    found: dict[str, bytes] = {}
+    waiting = list(WANTED)
+    while waiting:
+        name = waiting.pop()
+        content = None if name in found else read(name)
+        if content is not None:
+            found[name] = content
+            waiting += depends(content)
+    return found
 
 
-def _ordered(modules: dict[str, bytes]) -> tuple[tuple[str, bytes], ...]:
-    return tuple((name, modules[name]) for name in load_order(modules, WANTED))
-
-
-@contextlib.contextmanager
-def _members(package: Path) -> Iterator[tarfile.TarFile]:
-    """The files inside a .deb as a stream; nothing is written to disk."""
-    try:
-        child = subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(package)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except FileNotFoundError as error:
-        raise EnvironmentLackError(
-            "dpkg-deb: no such program", remedy="name a kernel by the path of its vmlinuz"
-        ) from error
-    assert child.stdout is not None
-    try:
-        with tarfile.open(fileobj=child.stdout, mode="r|") as archive:
-            yield archive
-    except tarfile.TarError as error:
-        raise InputError(f"{package.name}: damaged: {error}", remedy="fetch it again") from error
-    finally:
-        child.stdout.close()
-        child.kill()
-        child.wait()
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream: IO[bytes] | None = archive.extractfile(member)
-    return stream.read() if stream is not None else b""
+def _module_name(path: str) -> str:
+    """The module's name for a file's path, empty for other files; ``-`` and ``_`` are one."""
+    match = _MODULE_FILE.fullmatch(path.rsplit("/", 1)[-1])
+    return match[1].replace("-", "_") if match else ""

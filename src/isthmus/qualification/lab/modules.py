@@ -13,7 +13,9 @@ from collections.abc import Mapping
 
 from isthmus.errors import EnvironmentLackError, InputError
 
-WANTED = ("virtio_pci", "virtio_console", "virtio_blk")
+WANTED = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_net")
+"""What the lab's devices need."""
+
 MODULE_LIMIT = 16 << 20  # bytes; the largest virtio module is a tenth of a MiB
 
 
@@ -48,17 +50,25 @@ def depends(module: bytes) -> list[str]:
     """The names of the modules that this one needs."""
     for item in _section(module, b".modinfo").split(b"\0"):
         if item.startswith(b"depends="):
-            return [name.decode() for name in item[8:].split(b",") if name]
+            names = item[8:].decode("ascii", errors="replace").split(",")
+            return [name.replace("-", "_") for name in names if name]
     return []
 
 
 def load_order(modules: Mapping[str, bytes], wanted: tuple[str, ...] = WANTED) -> list[str]:
-    """The names of ``wanted`` and all they depend on, dependencies first."""
+    """The names of ``wanted`` and all they depend on, dependencies first.
+
+    A name without a module is built into the kernel, or the device it drives will be missed.
+
+    :raises InputError: modules depend on one another in a circle.
+    """
     order: list[str] = []
 
     def visit(name: str, above: tuple[str, ...]) -> None:
-        if name in order or name not in modules or name in above:
+        if name in order or name not in modules:
             return
+        if name in above:
+            raise InputError(f"kernel modules depend in a circle: {' '.join((*above, name))}")
         for below in depends(modules[name]):
             visit(below, (*above, name))
         order.append(name)

@@ -1,51 +1,82 @@
 """Build the payload: one static program for any x86-64 CPU, with the system's C compiler."""
 
+import shutil
 import subprocess
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from isthmus.errors import EnvironmentLackError
-
-SOURCES = ("payload.c", "report.c", "machine.c", "instructions.c", "load.c")
-HEADERS = ("payload.h",)
-
-# What load_known_answers() computes on every correct CPU: IEEE 754 and integer rules leave no
-# choice.  A build with another value reports what it got ("wrong what=arithmetic value=…").
-KNOWN_ANSWERS = 0x92310410
+from isthmus.qualification.store import Made, key_of, obtain
 
 FLAGS = (
-    "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g1", "-Wall", "-Wextra", "-Werror",
-    "-march=x86-64", "-mtune=generic", "-ffp-contract=off", "-fno-strict-aliasing",
-    "-static", "-pthread", "-no-pie", "-fdebug-prefix-map=/=",
-    f"-DKNOWN_ANSWERS={KNOWN_ANSWERS:#x}u", "-Wl,--build-id=none",
+    "-std=c11", "-D_GNU_SOURCE", "-O2", "-march=x86-64", "-mtune=generic", "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes",
+    "-Wmissing-prototypes", "-static", "-no-pie", "-pthread", "-Wl,--build-id=none", "-s",
 )  # fmt: skip
+"""Baseline x86-64, so that every instruction beyond it is one that the payload chose to test."""
+
+COMPILE_TIMEOUT_S = 180
+_REMEDY = "apt-get install gcc libc6-dev"
 
 
 def sources() -> dict[str, bytes]:
     """The payload's source files by name."""
     folder = resources.files("isthmus.qualification.payload")
-    return {name: folder.joinpath(name).read_bytes() for name in (*SOURCES, *HEADERS)}
+    return {
+        entry.name: entry.read_bytes()
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith((".c", ".h"))
+    }
 
 
-def build_payload(folder: Path, *, compiler: str = "gcc") -> Path:
-    """Compile the payload into ``folder`` and return the program's path.
+def build_payload(
+    cache: Path, *, compiler: str = "gcc", progress: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Compile the payload, or take it from ``cache``; returns the program's path.
 
     :raises EnvironmentLackError: there is no compiler, or no static C library.
     """
-    for name, text in sources().items():
-        (folder / name).write_bytes(text)
-    command = [compiler, *FLAGS, "-o", "payload", *SOURCES, "-lm"]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=120
-        )
-    except FileNotFoundError as error:
-        raise EnvironmentLackError(
-            f"{compiler}: no such program", remedy="apt-get install gcc libc6-dev"
-        ) from error
+    files = sources()
+    parts = [part for name, text in files.items() for part in (name.encode(), text)]
+    key = key_of(" ".join(FLAGS), _version(compiler), *parts)
+
+    def make(scratch: Path) -> Made:
+        progress("compiling the payload")
+        return Made(files={"payload": _compiled(files, scratch, compiler)})
+
+    program = obtain(cache, "payloads", key, make).folder / "payload"
+    program.chmod(0o755)
+    return program
+
+
+def _compiled(files: dict[str, bytes], scratch: Path, compiler: str) -> bytes:
+    for name, text in files.items():
+        (scratch / name).write_bytes(text)
+    units = [name for name in files if name.endswith(".c")]
+    done = _run([compiler, *FLAGS, "-o", "payload", *units], scratch)
     if done.returncode != 0:
         raise EnvironmentLackError(
-            f"the payload does not compile: {done.stderr.strip()[-400:]}",
-            remedy="apt-get install gcc libc6-dev",
+            f"the payload does not compile: {done.stderr.strip()[-400:]}", remedy=_REMEDY
         )
-    return folder / "payload"
+    return (scratch / "payload").read_bytes()
+
+
+def _version(compiler: str) -> str:
+    if shutil.which(compiler) is None:
+        raise EnvironmentLackError(f"{compiler}: no such program", remedy=_REMEDY)
+    return _run([compiler, "--version"], Path("/")).stdout.partition("\n")[0]
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder, capture_output=True, text=True, errors="replace", check=False,
+            timeout=COMPILE_TIMEOUT_S,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentLackError(
+            f"{command[0]}: cannot be run: {error}", remedy=_REMEDY
+        ) from error

@@ -1,215 +1,336 @@
-/* The payload's main program.  `payload` is the supervisor: it starts the program proper as a child,
- * waits, and reports its death in the same sequence of reports. */
+/* The payload of a lab guest: works, checks itself, and reports (docs/payload.md).
+ *
+ * Two processes: the worker computes and may die as any program does; the supervisor, which uses
+ * no instruction under test, alone writes to the port, and tells of the worker's death.  As PID 1
+ * the supervisor never ends; elsewhere (`payload --port FILE NAME=VALUE ...`) it ends with the
+ * worker. */
+#include "checks.h"
+#include "options.h"
+#include "report.h"
+
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/time.h>
+#include <sys/prctl.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "payload.h"
+#define PORT_NAME "org.isthmus.payload"
+#define COUNTS_EVERY 10
 
-static struct options options = {
-    .tick_ms = 100, .beat_ms = 20, .memory_mib = 32, .threads = 2, .tests = "all",
-};
+static _Atomic uint64_t largest_spin; /* TSC ticks */
 
-static int64_t nanoseconds(clockid_t clock)
+static void pause_ms(unsigned milliseconds)
 {
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
-
-static void nap(unsigned ms)
-{
-    struct timespec length = {ms / 1000, (long)(ms % 1000) * 1000000};
-    while (nanosleep(&length, &length) && errno == EINTR)
+    struct timespec time = {milliseconds / 1000, (long)(milliseconds % 1000) * 1000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, 0, &time, &time) == EINTR)
         ;
 }
 
-/* ---- signals: each deliberate fault must arrive exactly as on bare metal ---- */
-
-static __thread sigjmp_buf after_fault;
-static __thread volatile sig_atomic_t expected;
-static atomic_uint alarms;
-
-static void on_fault(int number)
+static void add_clocks(struct record *record, struct clocks now)
 {
-    if (expected == number) {
-        expected = 0;
-        siglongjmp(after_fault, 1);
-    }
-    /* Not ours: die of it as any program would.  Returning runs the instruction again. */
-    signal(number, SIG_DFL);
+    record_add(record, "mono", "%lld", (long long)now.monotonic_ns);
+    record_add(record, "real", "%lld", (long long)now.realtime_ns);
+    record_add(record, "tsc", "%llu", (unsigned long long)now.tsc);
 }
-
-static void on_alarm(int number)
-{
-    (void)number;
-    atomic_fetch_add(&alarms, 1);
-}
-
-static bool arrives(int number)
-{
-    if (sigsetjmp(after_fault, 1))
-        return true;
-    expected = number;
-    switch (number) {
-    case SIGILL:
-        __asm__ volatile("ud2");
-        break;
-    case SIGSEGV:
-        __asm__ volatile("movl $1, (%0)" : : "r"(16ul) : "memory");
-        break;
-    case SIGFPE:
-        __asm__ volatile("divl %0" : : "r"(0), "a"(1), "d"(0) : "cc");
-        break;
-    default:
-        break;
-    }
-    expected = 0;
-    report("wrong", "what=signal number=%d", number);
-    return false;
-}
-
-static void catch_signals(void)
-{
-    struct sigaction fault = {.sa_handler = on_fault}, alarm = {.sa_handler = on_alarm};
-    sigaction(SIGILL, &fault, NULL);
-    sigaction(SIGSEGV, &fault, NULL);
-    sigaction(SIGFPE, &fault, NULL);
-    alarm.sa_flags = SA_RESTART;
-    sigaction(SIGALRM, &alarm, NULL);
-    struct itimerval every = {{0, 250000}, {0, 250000}};
-    setitimer(ITIMER_REAL, &every, NULL);
-}
-
-/* ---- the heartbeat: short, frequent, with the guest's clocks ---- */
 
 static void *beat(void *unused)
 {
     (void)unused;
-    int64_t mono_before = 0, real_before = 0;
-    uint64_t tsc_before = 0;
-    for (;;) {
-        int64_t mono = nanoseconds(CLOCK_MONOTONIC), real = nanoseconds(CLOCK_REALTIME);
-        uint64_t tsc = machine_tsc();
-        if (mono < mono_before)
-            report("wrong", "what=monotonic step=%lld", (long long)(mono - mono_before));
-        if (tsc < tsc_before)
-            report("wrong", "what=tsc step=-%llu", (unsigned long long)(tsc_before - tsc));
-        report("beat", "mono=%lld real=%lld tsc=%llu step=%lld", (long long)mono, (long long)real,
-               (unsigned long long)tsc,
-               (long long)(real_before ? (real - real_before) - (mono - mono_before) : 0));
-        mono_before = mono;
-        real_before = real;
-        tsc_before = tsc;
-        nap(options.beat_ms);
+    for (uint64_t number = 0;; number++) {
+        struct record record;
+        struct clocks now = clocks_read();
+        record_begin(&record, "beat");
+        record_add(&record, "n", "%llu", (unsigned long long)number);
+        add_clocks(&record, now);
+        if (options.spin)
+            record_add(&record, "spin", "%llu",
+                       (unsigned long long)atomic_exchange(&largest_spin, 0));
+        record_commit(&record);
+        pause_ms(options.beat_ms);
     }
     return NULL;
 }
 
-/* ---- a number on the disk that only one copy of the guest can have written ---- */
-
-static void check_disk(uint64_t round)
+static void *spin(void *unused)
 {
-    static int disk = -2;
-    static uint64_t *sector;
-    if (disk == -2) {
-        disk = open("/dev/vda", O_RDWR | O_DIRECT | O_SYNC | O_CLOEXEC);
-        sector = aligned_alloc(4096, 4096);
-        memset(sector, 0, 4096);
-        if (disk < 0)
-            report("wrong", "what=disk reason=open");
+    (void)unused;
+    for (uint64_t last = tsc_read();;) {
+        uint64_t now = tsc_read();
+        if (now > last && now - last > atomic_load_explicit(&largest_spin, memory_order_relaxed))
+            atomic_store(&largest_spin, now - last);
+        last = now;
     }
-    if (disk < 0)
-        return;
-    if (round > 1 && (pread(disk, sector, 4096, 0) != 4096 || sector[0] != round - 1))
-        report("wrong", "what=disk value=%llu", (unsigned long long)sector[0]);
-    sector[0] = round;
-    if (pwrite(disk, sector, 4096, 0) != 4096)
-        report("wrong", "what=disk reason=write");
+    return NULL;
 }
 
-static int payload(void)
+static void start_thread(void *(*run)(void *))
 {
-    char cpu[96];
-    pthread_t beats;
-    machine_remember();
-    machine_cpu(cpu, sizeof cpu);
-    instructions_choose(options.tests);
-    catch_signals();
-    report("hello", "%s tests=%s tick=%u beat=%u memory=%u threads=%u cpus=%ld", cpu,
-           instructions_chosen(), options.tick_ms, options.beat_ms, options.memory_mib,
-           options.threads, sysconf(_SC_NPROCESSORS_ONLN));
-    load_start(&options);
-    if (pthread_create(&beats, NULL, beat, NULL))
-        return 3;
-    for (uint64_t round = 1;; round++) {
-        uint32_t memory = 0;
-        uint64_t sums = 0;
-        unsigned checks = load_memory(round, &memory);
-        checks += load_known_answers();
-        checks += load_threads(&sums);
-        checks += arrives(SIGILL);
-        checks += arrives(SIGSEGV);
-        checks += arrives(SIGFPE);
-        unsigned instructions = instructions_run();
-        machine_compare();
-        if (options.disk)
-            check_disk(round);
-        report("tick", "round=%llu checks=%u instructions=%u memory=%08x threads=%016llx alarms=%u",
-               (unsigned long long)round, checks, instructions, memory, (unsigned long long)sums,
-               atomic_load(&alarms));
-        nap(options.tick_ms);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, run, NULL)) {
+        perror("payload: pthread_create");
+        exit(1);
     }
 }
 
-static void read_options(void)
+static void first_line(const char *path, char *text, size_t size)
 {
-    static char line[4096];
-    FILE *file = fopen("/proc/cmdline", "r");
-    if (!file || !fgets(line, sizeof line, file))
-        return;
-    fclose(file);
-    for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n")) {
-        unsigned value;
-        if (sscanf(word, "isthmus.tick=%u", &value) == 1)
-            options.tick_ms = value;
-        else if (sscanf(word, "isthmus.beat=%u", &value) == 1)
-            options.beat_ms = value;
-        else if (sscanf(word, "isthmus.memory=%u", &value) == 1)
-            options.memory_mib = value;
-        else if (sscanf(word, "isthmus.threads=%u", &value) == 1)
-            options.threads = value;
-        else if (sscanf(word, "isthmus.disk=%u", &value) == 1)
-            options.disk = value;
-        else
-            sscanf(word, "isthmus.test=%511s", options.tests);
+    FILE *file = fopen(path, "r");
+    if (!file || !fgets(text, (int)size, file))
+        snprintf(text, size, "-");
+    if (file)
+        fclose(file);
+    text[strcspn(text, " \n")] = 0;
+}
+
+static void report_start(unsigned unknown_options)
+{
+    struct record record;
+    struct utsname name;
+    struct cpuid_registers signature = cpuid(1, 0);
+    char vendor[13], source[64];
+    uname(&name);
+    cpuid_vendor(vendor);
+    vendor[strcspn(vendor, " =")] = 0;
+    first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource", source,
+               sizeof source);
+    record_begin(&record, "start");
+    record_add(&record, "kernel", "%s", name.release);
+    record_add(&record, "vcpus", "%ld", sysconf(_SC_NPROCESSORS_ONLN));
+    record_add(&record, "vendor", "%s", vendor[0] ? vendor : "-");
+    record_add(&record, "signature", "%08x", signature.register_[0]);
+    record_add(&record, "clocksource", "%s", source);
+    record_add(&record, "tick_ms", "%u", options.tick_ms);
+    record_add(&record, "beat_ms", "%u", options.beat_ms);
+    record_add(&record, "memory_mib", "%u", options.memory_mib);
+    record_add(&record, "rewrite_kib", "%u", options.rewrite_kib);
+    record_add(&record, "threads", "%u", options.threads);
+    record_add(&record, "fault", "%s", options.report_faults ? "report" : "die");
+    record_add(&record, "disk", "%d", options.disk);
+    record_add(&record, "unknown_options", "%u", unknown_options);
+    instructions_names(&record);
+    record_commit(&record);
+}
+
+static void tick(uint64_t number)
+{
+    struct record record;
+    struct clocks now = clocks_read();
+    record_begin(&record, "tick");
+    record_add(&record, "n", "%llu", (unsigned long long)number);
+    add_clocks(&record, now);
+#define COUNT(key, value) record_add(&record, key, "%llu", (unsigned long long)(value))
+    COUNT("insn", instructions_check());
+    COUNT("math", arithmetic_check());
+    COUNT("pages", memory_check(number));
+    COUNT("sums", threads_check());
+    COUNT("usr1", threads_signals());
+    struct fault_counts faults = faults_check();
+    COUNT("ud2", faults.ud2);
+    COUNT("int3", faults.int3);
+    COUNT("fpe", faults.division);
+    COUNT("segv", faults.segment);
+    COUNT("timer", faults.timer);
+    COUNT("cpuid", cpuid_check());
+    COUNT("disk", disk_check(number));
+    COUNT("dropped", report_dropped());
+#undef COUNT
+    record_commit(&record);
+    if (number % COUNTS_EVERY == 0)
+        instructions_report();
+}
+
+static int work(unsigned unknown_options)
+{
+    instructions_setup();
+    report_start(unknown_options);
+    /* Only this thread stays on one vCPU, for CPUID's and RDTSCP's sake. */
+    cpu_set_t everywhere, first;
+    sched_getaffinity(0, sizeof everywhere, &everywhere);
+    CPU_ZERO(&first);
+    CPU_SET(0, &first);
+    sched_setaffinity(0, sizeof first, &first);
+    cpuid_setup();
+    sched_setaffinity(0, sizeof everywhere, &everywhere);
+    if (!memory_setup()) {
+        fprintf(stderr, "payload: no memory for the patterns\n");
+        return 1;
+    }
+    disk_setup();
+    clocks_setup();
+    threads_setup();
+    if (options.beat_ms)
+        start_thread(beat);
+    if (options.spin)
+        start_thread(spin);
+    faults_setup();
+    sched_setaffinity(0, sizeof first, &first);
+    for (uint64_t number = 0; !options.ticks || number < options.ticks; number++) {
+        tick(number);
+        pause_ms(options.tick_ms);
+    }
+    instructions_report();
+    struct record record;
+    record_begin(&record, "end");
+    record_add(&record, "ticks", "%u", options.ticks);
+    record_commit(&record);
+    fflush(NULL);
+    _exit(0);
+}
+
+/* ---- the supervisor ---- */
+
+static void on_child(int number)
+{
+    int before = errno;
+    uint64_t one = 1;
+    (void)number;
+    if (write(report_wakeup(), &one, sizeof one) < 0)
+        errno = before;
+    errno = before;
+}
+
+static int open_virtio_port(void)
+{
+    char path[300], name[64];
+    int port = -1;
+    DIR *folder = opendir("/sys/class/virtio-ports");
+    for (struct dirent *entry; folder && port < 0 && (entry = readdir(folder));) {
+        snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+        first_line(path, name, sizeof name);
+        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        if (!strcmp(name, PORT_NAME))
+            port = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    }
+    if (folder)
+        closedir(folder);
+    return port;
+}
+
+static int open_serial_port(void)
+{
+    struct termios mode;
+    int port = open("/dev/ttyS1", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (port >= 0 && tcgetattr(port, &mode)) {
+        close(port);
+        return -1;
+    }
+    if (port >= 0) {
+        cfmakeraw(&mode);
+        tcsetattr(port, TCSANOW, &mode);
+    }
+    return port;
+}
+
+static int open_port(void)
+{
+    for (int tries = 0; tries < 100; tries++) {
+        int port = open_virtio_port();
+        if (port >= 0)
+            return port;
+        pause_ms(20);
+    }
+    return open_serial_port();
+}
+
+/* Writes what waits; false when the port takes nothing now. */
+static bool drain(int port)
+{
+    const char *bytes;
+    for (size_t count; (count = report_waiting(&bytes));) {
+        ssize_t written = write(port, bytes, count > 4096 ? 4096 : count);
+        if (written <= 0)
+            return false;
+        report_written((size_t)written);
+    }
+    return true;
+}
+
+static void report_death(pid_t worker, int status)
+{
+    char doing[64];
+    struct record record;
+    report_last_doing(doing, sizeof doing);
+    record_begin(&record, "death");
+    record_add(&record, "pid", "%d", (int)worker);
+    record_add(&record, "signal", "%d", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+    record_add(&record, "exit", "%d", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+    record_add(&record, "doing", "%s", doing);
+    record_commit(&record);
+}
+
+static int supervise(pid_t worker, int port, bool first_process)
+{
+    int result = 0;
+    bool ended = false;
+    struct pollfd wakeup = {.fd = report_wakeup(), .events = POLLIN};
+    for (;;) {
+        bool open = drain(port);
+        const char *bytes;
+        if (ended && !first_process && (!open || !report_waiting(&bytes)))
+            return result;
+        /* A closed port is tried again soon, never waited for. */
+        poll(&wakeup, 1, open ? 500 : 20);
+        uint64_t ignored;
+        while (read(wakeup.fd, &ignored, sizeof ignored) > 0)
+            ;
+        int status;
+        for (pid_t child; (child = waitpid(-1, &status, WNOHANG)) > 0;)
+            if (child == worker) {
+                ended = true;
+                result = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+                if (result)
+                    report_death(worker, status);
+            }
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    read_options();
-    report_open();
-    pid_t child = fork();
-    if (child == 0)
-        return payload();
-    int status = 0;
-    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
-        ;
-    report_after_death();
-    if (WIFSIGNALED(status))
-        report("death", "signal=%d", WTERMSIG(status));
-    else
-        report("death", "status=%d", WEXITSTATUS(status));
-    return 1;
+    bool first_process = getpid() == 1;
+    unsigned unknown = 0;
+    int port = -1;
+    if (first_process)
+        unknown = options_from_kernel("/proc/cmdline");
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--port") && i + 1 < argc) {
+            port = open(argv[++i], O_WRONLY | O_NONBLOCK | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+            if (port < 0) {
+                perror(argv[i]);
+                return 1;
+            }
+        } else if (!option_read(argv[i])) {
+            fprintf(stderr, "payload: not an option: %s\n", argv[i]);
+            return 2;
+        }
+    }
+    report_setup();
+    struct sigaction action = {.sa_handler = on_child};
+    sigaction(SIGCHLD, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    pid_t worker = fork();
+    if (worker == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        signal(SIGCHLD, SIG_DFL);
+        return work(unknown);
+    }
+    if (worker < 0)
+        perror("payload: fork");
+    if (port < 0)
+        port = open_port();
+    if (port < 0) {
+        fprintf(stderr, "payload: no port %s and no /dev/ttyS1: reporting here\n", PORT_NAME);
+        port = STDOUT_FILENO;
+    }
+    return supervise(worker, port, first_process);
 }

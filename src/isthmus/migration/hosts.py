@@ -1,0 +1,249 @@
+"""Guests of this machine on hosts that its QEMU plays: start them, move them, take stock.
+
+This ties the parts together for the command line and the demo: preflight, the engine, the guest's
+file.  The hosts are named CPU models; what each truly offers is asked of QEMU.
+"""
+
+import time
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from isthmus.cpu.model import CpuModel
+from isthmus.divergence.rules import GuestEvidence
+from isthmus.errors import InputError, IsthmusError
+from isthmus.hypervisor.qemu import process
+from isthmus.hypervisor.qemu.binary import QemuBinary, versioned_pc_machine
+from isthmus.hypervisor.qemu.engine import Accelerator
+from isthmus.hypervisor.qemu.guests import Guest, GuestStore
+from isthmus.hypervisor.qemu.models import QemuCpus
+from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
+from isthmus.hypervisor.qemu.render import cpu_argument
+from isthmus.migration import engine
+from isthmus.migration.preflight import Preflight, preflight
+from isthmus.migration.record import (
+    MigrationRecord,
+    Plan,
+    Side,
+    guest_lock,
+    new_id,
+    read_record,
+    records,
+)
+from isthmus.translate.table import translatable
+from isthmus.values import Value
+
+
+class Machine(Value, frozen=True):
+    """What a lab guest is, apart from its CPU: memory in MiB, vCPUs, what it boots."""
+
+    kernel: Path
+    initrd: Path
+    command_line: str
+    memory_mib: int = 256
+    vcpus: int = 1
+    disk: Path | None = None
+
+
+class Hosts:
+    """The hosts that one QEMU plays under one accelerator, and the guests on them."""
+
+    def __init__(
+        self, qemu: QemuBinary, accelerator: Accelerator, cpus: QemuCpus, store: GuestStore
+    ) -> None:
+        self.qemu = qemu
+        self.accelerator = accelerator
+        self.cpus = cpus
+        self.store = store
+
+    async def start(
+        self,
+        name: str,
+        host: str,
+        machine: Machine,
+        *,
+        shown: CpuModel | None = None,
+        lives_with_parent: bool = False,
+    ) -> Guest:
+        """Start a guest on ``host``.
+
+        :param shown: the CPU the guest sees; all that the host offers if None (unlevelled).
+        :raises InputError: there is a guest of that name, or the host lacks what is to be shown.
+        """
+        if name in self.store.names():
+            raise InputError(
+                f"{name}: there is a guest of that name", remedy=f"isthmus guest stop {name}"
+            )
+        offer = self.cpus.offered(host)
+        shown = shown or offer
+        if missing := sorted(shown.features - offer.features):
+            raise InputError(
+                f"{host} does not offer {', '.join(missing)}", remedy="level for this host, too"
+            )
+        spec = LaunchSpec(
+            qemu=self.qemu.path,
+            accelerator=self.accelerator,
+            machine=versioned_pc_machine(self.qemu),
+            cpu=cpu_argument(shown, self.cpus.named),
+            vcpus=machine.vcpus,
+            memory_mib=machine.memory_mib,
+            kernel=machine.kernel,
+            initrd=machine.initrd,
+            command_line=machine.command_line,
+            name=name,
+            uuid=str(uuid.uuid4()),
+            disk=machine.disk,
+        )
+        running = await process.start(
+            spec, self.store.hop_folder(name, 0), lives_with_parent=lives_with_parent
+        )
+        guest = Guest(
+            name=name,
+            spec=spec,
+            host=host,
+            shown=shown,
+            process=running,
+            streams=(running.payload,),
+        )
+        try:
+            self.store.write(guest)
+        except IsthmusError:
+            running.kill()
+            raise
+        return guest
+
+    def check(
+        self, guest: Guest, host: str, *, translate: bool, accepted: Collection[str] = ()
+    ) -> Preflight:
+        """All checks of a move to ``host``; takes no step."""
+        evidence = GuestEvidence(
+            shown=guest.shown, vcpus=guest.spec.vcpus, memory_mib=guest.spec.memory_mib
+        )
+        return preflight(
+            guest.name,
+            evidence,
+            guest.host,
+            self.cpus.offered(host),
+            translatable=translatable() if translate else frozenset(),
+            accepted=accepted,
+        )
+
+    async def move(
+        self,
+        name: str,
+        host: str,
+        options: engine.Options,
+        *,
+        accepted: Collection[str] = (),
+        observer: engine.Observer = lambda _: None,
+        checkpoint: engine.Checkpoint = engine.nothing,
+    ) -> MigrationRecord:
+        """Move a guest to ``host``.
+
+        :raises RefusedError: preflight found what could not work; nothing was touched.
+        :raises RolledBackError: it failed and the guest runs on its source.
+        :raises UndecidedError: the operator has to decide.
+        """
+        with guest_lock(self.store.locks, name):
+            guest = self.store.read(name)
+            if pending := unfinished(self.store, name):
+                raise IsthmusError(
+                    f"{name}: migration {pending[0].stem} was cut short",
+                    remedy="isthmus migrate --resume finishes it or rolls it back",
+                )
+            verdict = self.check(guest, host, translate=options.translate, accepted=accepted)
+            verdict.require()
+            options = msgspec.structs.replace(options, translate=verdict.needs_translation)
+            plan = self._plan(guest, host, verdict)
+            return await engine.move(
+                plan,
+                journals=self.store.journals,
+                options=options,
+                observer=observer,
+                checkpoint=checkpoint,
+                adopt=lambda record: adopt(self.store, record),
+            )
+
+    def _plan(self, guest: Guest, host: str, verdict: Preflight) -> Plan:
+        folder = self.store.hop_folder(guest.name, guest.hops + 1)
+        return Plan(
+            id=new_id(),
+            guest=guest.name,
+            source=side_of(guest.process, guest.translator),
+            destination=Side(
+                qmp=folder / "qmp.sock",
+                observe=folder / "observe.sock",
+                directory=folder,
+                translator=folder if verdict.needs_translation else None,
+            ),
+            spec=msgspec.structs.replace(
+                guest.spec, cpu=cpu_argument(verdict.shown, self.cpus.named)
+            ),
+            source_host=guest.host,
+            destination_host=host,
+            created=time.time(),
+        )
+
+
+def side_of(running: QemuProcess, translator: Path | None) -> Side:
+    """A running process as one side of a migration."""
+    return Side(
+        qmp=running.qmp,
+        observe=running.observe,
+        directory=running.directory,
+        identity=running.identity,
+        translator=translator,
+    )
+
+
+def adopt(store: GuestStore, record: MigrationRecord) -> None:
+    """Make the destination of a migration the guest; doing it twice changes nothing."""
+    plan = record.plan
+    side = plan.destination
+    if plan.spec is None or side.directory is None or side.identity is None:
+        return  # not a guest of ours
+    guest = store.read(plan.guest)
+    running = QemuProcess(identity=side.identity, directory=side.directory, command=())
+    if running.payload in guest.streams:
+        return
+    store.write(
+        msgspec.structs.replace(
+            guest,
+            spec=plan.spec,
+            host=plan.destination_host,
+            process=running,
+            streams=(*guest.streams, running.payload),
+            translator=side.translator,
+        )
+    )
+
+
+def unfinished(store: GuestStore, guest: str | None = None) -> list[Path]:
+    """The journals of migrations that have not come to their end, oldest first."""
+    return [
+        path
+        for path, record in records(store.journals)
+        if not record.final and guest in {None, record.plan.guest}
+    ]
+
+
+async def recover(
+    store: GuestStore, path: Path, *, observer: engine.Observer = lambda _: None, use: str = ""
+) -> MigrationRecord:
+    """Finish or roll back a migration whose process was killed.
+
+    :param use: the operator's choice (``source`` or ``destination``) where nothing else decides.
+    :raises IsthmusError: somebody moves the guest right now.
+    :raises UndecidedError: the operator has to decide.
+    """
+    record = read_record(path)
+    with guest_lock(store.locks, record.plan.guest):
+        return await engine.resume(
+            path,
+            options=engine.Options(),
+            observer=observer,
+            adopt=lambda done: adopt(store, done),
+            use=use,
+        )

@@ -1,0 +1,68 @@
+"""Preflight of a move between two hosts that this machine's QEMU plays: all checks, no step taken.
+
+Decides what the destination shows the guest, what diverges, and whether the move may go ahead.
+"""
+
+from collections.abc import Collection
+
+from isthmus.baseline.shown import shown_on
+from isthmus.cpu.model import CpuModel
+from isthmus.divergence.finding import Finding, Severity, blocking
+from isthmus.divergence.rules import GuestEvidence, findings
+from isthmus.errors import RefusedError
+from isthmus.values import Value
+
+SCHEMA_VERSION = 1
+
+
+class Preflight(Value, frozen=True):
+    """The outcome: what was found, what blocks, what the destination will show.
+
+    ``needs_translation``: some finding is only covered by the translator.
+    """
+
+    guest: str
+    source_host: str
+    destination_host: str
+    shown: CpuModel
+    findings: tuple[Finding, ...]
+    blocking: tuple[Finding, ...]
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def needs_translation(self) -> bool:
+        """Whether the translator has to be armed."""
+        return any(finding.severity is Severity.TRANSLATE for finding in self.findings)
+
+    def require(self) -> None:
+        """Raise :class:`RefusedError` naming what blocks, if anything does."""
+        if not self.blocking:
+            return
+        first = self.blocking[0]
+        subjects = ", ".join(sorted({finding.subject for finding in self.blocking}))
+        raise RefusedError(
+            f"{self.guest} cannot move to {self.destination_host}: {subjects}: {first.notice}",
+            remedy=f"{first.remedy} (or take the risk: --accept-risk {first.rule})",
+        )
+
+
+def preflight(
+    guest: str,
+    evidence: GuestEvidence,
+    source_host: str,
+    offer: CpuModel,
+    *,
+    translatable: frozenset[str] = frozenset(),
+    accepted: Collection[str] = (),
+) -> Preflight:
+    """Check a guest against a destination host that offers ``offer``."""
+    shown = shown_on(evidence.shown, offer)
+    found = findings(evidence, offer, shown, translatable=translatable)
+    return Preflight(
+        guest=guest,
+        source_host=source_host,
+        destination_host=offer.name,
+        shown=shown,
+        findings=found,
+        blocking=blocking(found, accepted),
+    )

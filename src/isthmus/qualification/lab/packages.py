@@ -1,0 +1,230 @@
+"""Debian and Ubuntu packages as a source of guest parts: named, downloaded and opened without root.
+
+Only the machine's own ``apt`` is used (its sources, keys and proxies), and nothing is installed:
+``apt-get download`` writes one .deb into a private folder, whose SHA-256 must be the one in apt's
+signed package lists, and ``dpkg-deb --fsys-tarfile`` (dpkg-deb(1)) turns it into a tar stream.
+A package is content from outside, so its members are taken by name, sizes are bounded, and
+nothing is ever unpacked to a path that the package chose.
+"""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from isthmus.errors import EnvironmentLackError, InputError
+from isthmus.values import Value
+
+MAX_ARCHIVE_BYTES = 2 << 30
+MAX_MEMBER_BYTES = 256 << 20
+MAX_MEMBERS = 200_000
+APT_TIMEOUT_S = 60
+DOWNLOAD_TIMEOUT_S = 900
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Package(Value, frozen=True):
+    """One version of one package as apt's lists describe it; ``depends`` are bare names."""
+
+    name: str
+    version: str
+    sha256: str
+    depends: tuple[str, ...] = ()
+
+
+class Archive:
+    """The files of one opened .deb, read by name."""
+
+    def __init__(self, tar: tarfile.TarFile, label: str) -> None:
+        self._label = label
+        self._members: dict[str, tarfile.TarInfo] = {}
+        self._tar = tar
+        for count, member in enumerate(tar):
+            if count >= MAX_MEMBERS:
+                raise InputError(f"{label}: more than {MAX_MEMBERS} members")
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"{label}: member {member.name!r} points out of the package")
+            if member.isreg():
+                self._members[str(path)] = member
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths of all plain files, without a leading ``./``."""
+        return tuple(self._members)
+
+    def read(self, name: str) -> bytes:
+        """One file's content.
+
+        :raises InputError: absent, or larger than ``MAX_MEMBER_BYTES``.
+        """
+        member = self._members.get(name)
+        if member is None:
+            raise InputError(f"{self._label}: has no file {name}")
+        if member.size > MAX_MEMBER_BYTES:
+            raise InputError(f"{self._label}: {name} is larger than {MAX_MEMBER_BYTES} bytes")
+        file = self._tar.extractfile(member)
+        if file is None:
+            raise InputError(f"{self._label}: {name} is not a plain file")
+        return file.read()
+
+
+def find(name: str) -> Package | None:
+    """The candidate version of a package in apt's lists; None when the lists do not have it.
+
+    :raises InputError: not a package name.
+    :raises EnvironmentLackError: there is no apt here.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name}: not a package name", remedy="see `apt-cache search linux-image`")
+    text = _apt("apt-cache", "show", "--no-all-versions", name)
+    fields = _fields(text)
+    if fields.get("Package") != name or not _SHA256.fullmatch(fields.get("SHA256", "")):
+        return None
+    return Package(
+        name=name,
+        version=fields.get("Version", ""),
+        sha256=fields["SHA256"],
+        depends=tuple(
+            part.split("|")[0].split("(")[0].strip().removesuffix(":any")
+            for field in ("Depends", "Recommends")
+            for part in fields.get(field, "").split(",")
+            if part.strip()
+        ),
+    )
+
+
+def names(prefix: str) -> tuple[str, ...]:
+    """All package names in apt's lists that begin with ``prefix``, sorted."""
+    return tuple(sorted(_apt("apt-cache", "pkgnames", prefix).split()))
+
+
+def required(name: str) -> Package:
+    """Like :func:`find`, but absence is an :class:`EnvironmentLackError` with its remedy."""
+    package = find(name)
+    if package is None:
+        raise EnvironmentLackError(
+            f"package {name} is not in apt's lists here",
+            remedy="run `apt-get update` as root (or name an own vmlinuz with --kernel)",
+        )
+    return package
+
+
+@contextlib.contextmanager
+def opened(package: Package, *, scratch: Path) -> Iterator[Archive]:
+    """Download a package into a private folder below ``scratch`` and open it.
+
+    :raises EnvironmentLackError: it cannot be downloaded, or its content is not what apt's lists
+        promise, or there is no room.
+    """
+    with tempfile.TemporaryDirectory(prefix="package-", dir=scratch) as name:
+        folder = Path(name)
+        deb = _download(package, folder)
+        try:
+            spool = _unwrapped(deb, folder / "content.tar")
+            with tarfile.open(spool, mode="r:") as tar:
+                yield Archive(tar, package.name)
+        except tarfile.TarError as error:
+            raise InputError(
+                f"{package.name}: its content is not a tar archive: {error}"
+            ) from error
+        except OSError as error:
+            raise EnvironmentLackError(
+                f"{package.name}: cannot be opened below {scratch}: {error.strerror or error}",
+                remedy="free some space there or choose another folder with ISTHMUS_CACHE",
+            ) from error
+
+
+def _download(package: Package, folder: Path) -> Path:
+    # In its own folder apt needs no root; as root it only warns that its sandbox user cannot
+    # write there.
+    done = _run(
+        ["apt-get", "-q", "download", f"{package.name}={package.version}"],
+        cwd=folder,
+        timeout=DOWNLOAD_TIMEOUT_S,
+    )
+    found = sorted(folder.glob("*.deb"))
+    if done.returncode != 0 or len(found) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
+        raise EnvironmentLackError(
+            f"package {package.name} cannot be downloaded: {' '.join(lines)[:300] or 'no reason'}",
+            remedy="check the network, or run `apt-get update` as root",
+        )
+    with found[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != package.sha256:
+        raise EnvironmentLackError(
+            f"package {package.name}: its SHA-256 is {digest}, apt's lists say {package.sha256}",
+            remedy="run `apt-get update` as root and try again",
+        )
+    return found[0]
+
+
+def _unwrapped(deb: Path, spool: Path) -> Path:
+    """Decompress the .deb's content once, bounded, so that its files can be read in any order."""
+    if shutil.which("dpkg-deb") is None:
+        raise EnvironmentLackError("dpkg-deb: no such program", remedy="install package dpkg")
+    with (
+        subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(deb)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        ) as child,
+        spool.open("wb") as out,
+    ):  # fmt: skip
+        assert child.stdout is not None
+        total = 0
+        while block := child.stdout.read(1 << 20):
+            total += len(block)
+            if total > MAX_ARCHIVE_BYTES:
+                child.kill()
+                raise InputError(f"{deb.name}: unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
+            out.write(block)
+    if child.returncode != 0:
+        raise InputError(f"{deb.name}: dpkg-deb cannot read it")
+    return spool
+
+
+def _fields(text: str) -> dict[str, str]:
+    """The first stanza of a control file as a mapping; continuation lines are dropped."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line.strip():
+            if fields:
+                break
+            continue
+        key, colon, value = line.partition(":")
+        if colon and not line[0].isspace():
+            fields.setdefault(key, value.strip())
+    return fields
+
+
+def _apt(*command: str) -> str:
+    done = _run(list(command), cwd=None, timeout=APT_TIMEOUT_S)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _run(
+    command: list[str], *, cwd: Path | None, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=cwd, capture_output=True, text=True, errors="replace", check=False,
+            timeout=timeout, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise EnvironmentLackError(
+            f"{command[0]}: no such program",
+            remedy="guest images are made from Debian or Ubuntu packages; "
+            "elsewhere name an own vmlinuz with --kernel",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentLackError(
+            f"`{' '.join(command)}` did not end within {timeout:g} s", remedy="check the network"
+        ) from error

@@ -1,0 +1,71 @@
+"""What levelling promises for every pool."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.baseline.level import level
+from isthmus.cpu.features import FEATURES, closure_violations
+from isthmus.cpu.model import CpuModel, XsaveComponent
+
+RESTRICTIONS = {name for name, feature in FEATURES.items() if feature.merge == "or"}
+
+_components = st.builds(
+    lambda number, offset: XsaveComponent(number=number, size=64, offset=offset),
+    st.sampled_from([2, 5, 9]),
+    st.sampled_from([576, 832]),
+)
+_hosts = st.builds(
+    lambda features, **facts: CpuModel(source="test", features=frozenset(FEATURES) - features,
+                                       **facts),
+    # hosts that have almost everything, so that pools share much
+    features=st.frozensets(st.sampled_from(sorted(FEATURES)), max_size=40),
+    name=st.sampled_from(["a", "b", "c"]),
+    vendor=st.sampled_from(["AuthenticAMD", "GenuineIntel", "HygonGenuine"]),
+    family=st.integers(6, 25),
+    model=st.integers(0, 255),
+    stepping=st.integers(0, 15),
+    level=st.sampled_from([5, 10, 13, 31]),
+    xlevel=st.sampled_from([0x80000008, 0x8000001E, 0x80000021]),
+    phys_bits=st.none() | st.integers(36, 52),
+    xsave=st.lists(_components, max_size=2, unique_by=lambda c: c.number).map(tuple),
+)  # fmt: skip
+pools = st.lists(_hosts, min_size=1, max_size=4)
+
+
+@given(pools)
+def test_every_host_can_honour_it(pool: list[CpuModel]) -> None:
+    features = level(pool).model.features
+    assert not closure_violations(features)
+    for host in pool:
+        assert features - RESTRICTIONS <= host.features
+
+
+@given(pools, st.randoms())
+def test_order_does_not_matter(pool: list[CpuModel], random: object) -> None:
+    shuffled = list(pool)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert level(shuffled) == level(pool)
+
+
+@given(pools)
+def test_levelling_twice_changes_nothing(pool: list[CpuModel]) -> None:
+    once = level(pool).model
+    again = level([once]).model
+    assert again == once.replace(name=again.name)
+    with_it = level([*pool, once]).model
+    assert with_it.features == once.features
+
+
+@given(pools, _hosts)
+def test_a_further_host_never_adds(pool: list[CpuModel], host: CpuModel) -> None:
+    assert level([*pool, host]).model.features - RESTRICTIONS <= level(pool).model.features
+
+
+@given(pools)
+def test_losses_and_baseline_make_the_host(pool: list[CpuModel]) -> None:
+    baseline = level(pool)
+    for loss in baseline.losses:
+        assert not set(loss.features) & baseline.model.features
+    rebuilt = [frozenset(loss.features) for loss in baseline.losses]
+    for host in pool:
+        assert host.features - baseline.model.features in rebuilt
