@@ -1,8 +1,10 @@
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from isthmus.guest.console import MAX_LINES, Kind, find_death
+from isthmus.guest.console import MAX_BYTES, MAX_LINES, Kind, find_death
 
 READ_TSC = b"""\
 [    4.112003] isthmus: payload up\r
@@ -167,3 +169,41 @@ def test_every_window_of_noise_is_survived() -> None:
     noise = bytes(range(256)) * 40
     for begin, end in pairwise(range(0, len(noise), 97)):
         find_death(noise[begin:end])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"A" * 1000 + b" error [#1]", b"a: 0000 " * 120 + b" [#", b"x[1] a ip:" * 100 + b" error"],
+)
+def test_megabytes_of_near_misses_cost_little(line: bytes) -> None:
+    begin = time.process_time()
+    assert find_death((line + b"\n") * (MAX_BYTES // len(line))) is None
+    assert time.process_time() - begin < 2  # 0.05 s here; a pattern that runs away takes minutes
+
+
+DATA = Path(__file__).with_name("data")
+
+
+def test_a_real_panic_of_a_guest_moved_from_phenom_to_nehalem() -> None:
+    """Linux 6.1 of Debian 12 under QEMU 7.2 TCG, moved by plain QMP, without Isthmus."""
+    death = find_death((DATA / "console-6.1-phenom-to-nehalem.txt").read_bytes())
+    assert death is not None
+    assert (death.kind, death.trap) == (Kind.PANIC, "invalid opcode")
+    assert death.symbol == "read_tsc+0x0/0x20"
+    assert death.code[death.offset :].startswith(b"\x0f\x01\xf9")
+    assert (death.program, death.kernel) == ("swapper/0", "6.1.0-56-cloud-amd64")
+    assert "invalid opcode: 0000 [#1]" in death.lines[0]
+
+
+def test_real_programs_killed() -> None:
+    """The same kernel: a program that executes UD2, another that writes to address 16."""
+    first, *rest = (DATA / "console-6.1-killed.txt").read_bytes().splitlines(keepends=True)
+    ud2 = find_death(first)
+    assert ud2 is not None
+    assert (ud2.kind, ud2.program, ud2.trap, ud2.ip) == (
+        Kind.KILLED_BY_SIGNAL, "init", "invalid opcode", 0x4016CF,
+    )  # fmt: skip
+    segfault = find_death(b"".join(rest))
+    assert segfault is not None
+    assert (segfault.trap, segfault.ip) == ("segfault", 0x4016EE)
+    assert segfault.code[segfault.offset :].startswith(bytes.fromhex("c7042510000000"))

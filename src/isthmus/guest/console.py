@@ -19,7 +19,7 @@ A ``WARNING:`` has the same registers and code lines but kills nobody; it is pas
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -69,9 +69,10 @@ class Death(Value, frozen=True):
 
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]{0,32}[ -/]{0,8}[@-~]|[@-Z\\-_])")
 _UNPRINTABLE = re.compile(rb"[^\x20-\x7e]")
-_STAMP = re.compile(r"^(?:<\d>)?\[ {0,8}\d{1,10}\.\d{6}\](?:\[ {0,8}[TC]\d{1,9}\])? ?")
+_STAMP = re.compile(r"\[ {0,8}\d{1,10}\.\d{6}\](?:\[ {0,8}[TC]\d{1,9}\])? ?")
 _PANIC = re.compile(r"(?<!end )Kernel panic - not syncing: (.{0,200})")
-_OOPS = re.compile(r"([A-Za-z][^\[\]]{1,160}?): (?:0x)?[0-9a-f]{4,16} \[#\d{1,5}\]")
+_OOPS = re.compile(r"([A-Za-z][^\[\]]{1,160}): (?:0x)?[0-9a-f]{4,16} \[#\d{1,5}\]")
+_MARKS = _PANIC_MARK, _OOPS_MARK, _KILLED_MARK = b"Kernel panic", b" [#", b" error"
 _BUG = re.compile(r"(BUG: (?:unable to handle|kernel NULL).{0,120}|kernel BUG at .{1,160}!)")
 _KILLED = re.compile(
     r"(?:traps: )?([^\s:\[][^\[\]]{0,31})\[\d{1,10}\]:? (?:trap |)"
@@ -92,87 +93,102 @@ def find_death(console: bytes) -> Death | None:
     guest, and it takes over where the lesser one says what led to it.  Give only what was printed
     since the moment of interest: an old death is as good as a new one here.
     """
-    lines = _clean(console[-MAX_BYTES:])
-    panic, oops, killed = (_first(lines, pattern) for pattern in (_PANIC, _OOPS, _KILLED))
+    console = console[-MAX_BYTES:]
+    if not any(mark in console for mark in _MARKS):
+        return None  # what a watch finds nearly always, and quickly
+    raw = [line for line in console.split(b"\n") if line]
+    panic = _first(raw, _PANIC_MARK, _PANIC.search)
+    oops = _first(raw, _OOPS_MARK, _OOPS.match)
+    killed = _first(raw, _KILLED_MARK, _KILLED.match)
     if panic is not None:
-        return _panic(lines, panic, oops, killed)
+        return _panic(raw, panic, oops, killed)
     if oops is not None:
-        return _oops(lines, oops)
-    return None if killed is None else _killed(lines, killed)
+        return _oops(raw, oops)
+    return None if killed is None else _killed(raw, killed)
 
 
-def _clean(console: bytes) -> list[str]:
-    """Lines without escapes, control characters, time stamps; cut to :data:`MAX_LINE`."""
-    return [
-        _STAMP.sub("", _UNPRINTABLE.sub(b"", _ESCAPES.sub(b"", line[:MAX_LINE])).decode("ascii"))
-        for line in console.split(b"\n")
-    ]
+def _clean(line: bytes) -> str:
+    """A line cut to :data:`MAX_LINE`, without escapes, control characters and time stamp.
+
+    What a program wrote before the kernel broke into its line goes with the stamp.
+    """
+    text = _UNPRINTABLE.sub(b"", _ESCAPES.sub(b"", line[:MAX_LINE])).decode("ascii")
+    stamp = _STAMP.search(text)
+    return text[stamp.end() :] if stamp else text
 
 
-def _first(lines: Sequence[str], pattern: re.Pattern[str]) -> int | None:
-    return next((number for number, line in enumerate(lines) if pattern.search(line)), None)
+def _first(
+    raw: Sequence[bytes], mark: bytes, found: Callable[[str], re.Match[str] | None]
+) -> int | None:
+    """The number of the first line with ``mark`` in which ``found`` finds its pattern.
+
+    Only a pattern that begins with a fixed word is searched for in the whole line; the others match
+    at its begin, or a guest could buy seconds of our time with a megabyte of letters.
+    """
+    return next((at for at, line in enumerate(raw) if mark in line and found(_clean(line))), None)
 
 
-def _panic(lines: Sequence[str], at: int, oops: int | None, killed: int | None) -> Death:
+def _panic(raw: Sequence[bytes], at: int, oops: int | None, killed: int | None) -> Death:
     """A panic, with its cause from what stands before it, else from its own registers."""
     begin = at
     if oops is not None and oops < at:
-        cause, begin = _oops(lines, oops), oops
-    elif killed is not None and killed < at and "kill init" in lines[at]:
-        cause, begin = _killed(lines, killed), killed
+        cause, begin = _oops(raw, oops), oops
+    elif killed is not None and killed < at and b"kill init" in raw[at]:
+        cause, begin = _killed(raw, killed), killed
     else:
-        cause = _registers(lines, at)
-    match = _PANIC.search(lines[at])
+        cause = _registers(raw, at)
+    match = _PANIC.search(_clean(raw[at]))
     assert match is not None
     return msgspec.structs.replace(
         cause,
         kind=Kind.PANIC,
         headline=f"Kernel panic - not syncing: {match[1].strip()}",
-        lines=_evidence(lines, begin, at),
+        lines=_evidence(raw, begin, at),
     )
 
 
-def _oops(lines: Sequence[str], at: int) -> Death:
-    match = _OOPS.search(lines[at])
+def _oops(raw: Sequence[bytes], at: int) -> Death:
+    before = [_clean(line) for line in raw[max(0, at - 5) : at]]
+    line = _clean(raw[at])
+    match = _OOPS.match(line)
     assert match is not None
     trap = match[1]
     while trap.startswith("Oops: "):
         trap = trap.removeprefix("Oops: ")
-    bug = next(
-        (found[1] for line in lines[max(0, at - 5) : at] if (found := _BUG.search(line))), ""
-    )
-    begin = at if not bug else max(0, at - 5)
+    bug = next((found[1] for text in before if (found := _BUG.match(text))), "")
+    begin = at - len(before) if bug else at
     return msgspec.structs.replace(
-        _registers(lines, at),
+        _registers(raw, at),
         kind=Kind.OOPS,
-        headline=bug or lines[at][match.start() :][:200].strip(),
+        headline=bug or line[:200].strip(),
         trap=trap,
-        lines=_evidence(lines, begin, at),
+        lines=_evidence(raw, begin, at),
     )
 
 
-def _killed(lines: Sequence[str], at: int) -> Death:
+def _killed(raw: Sequence[bytes], at: int) -> Death:
     """A program killed by a trap; newer kernels print its code on the line after."""
-    match = _KILLED.search(lines[at])
+    line = _clean(raw[at])
+    match = _KILLED.match(line)
     assert match is not None
-    code, offset = _code(lines[at + 1 : at + 3])
+    code, offset = _code([_clean(after) for after in raw[at + 1 : at + 3]])
     return Death(
         kind=Kind.KILLED_BY_SIGNAL,
-        headline=lines[at][match.start() :][:200].strip(),
+        headline=line[:200].strip(),
         trap=match[2].removeprefix("trap "),
         ip=int(match[3], 16),
         code=code,
         offset=offset,
         user=True,
         program=match[1].strip(),
-        lines=_evidence(lines, at, at, after=2 if code else 0),
+        lines=_evidence(raw, at, at, after=2 if code else 0),
     )
 
 
-def _registers(lines: Sequence[str], at: int) -> Death:
+def _registers(raw: Sequence[bytes], at: int) -> Death:
     """Instruction pointer, code and task from the dump that follows line ``at``."""
     dump: list[str] = []
-    for line in lines[at : at + MAX_LINES]:
+    for line in map(_clean, raw[at : at + MAX_LINES]):
         if "---[ end" in line or (dump and "WARNING: CPU:" in line):
             break
         dump.append(line)
@@ -209,10 +225,10 @@ def _code(dump: Sequence[str]) -> tuple[bytes, int]:
 
 
 def _evidence(
-    lines: Sequence[str], begin: int, at: int, *, after: int = MAX_LINES // 2
+    raw: Sequence[bytes], begin: int, at: int, *, after: int = MAX_LINES // 2
 ) -> tuple[str, ...]:
     """The lines from ``begin`` on, through ``at`` and ``after`` more, at most :data:`MAX_LINES`."""
-    chosen = lines[begin : at + 1 + after]
+    chosen = raw[begin : at + 1 + after]
     if len(chosen) > MAX_LINES:
         chosen = [*chosen[: MAX_LINES // 2], *chosen[-(MAX_LINES // 2) :]]
-    return tuple(line for line in chosen if line.strip())
+    return tuple(text for line in chosen if (text := _clean(line)).strip())
