@@ -243,7 +243,7 @@ class _Run:
         :raises RolledBackError: the guest runs on its source.
         :raises UndecidedError: both copies are held, or none is left.
         """
-        why = str(error) or "interrupted"
+        why = (str(error) or "interrupted") + self._last_words()
         situation = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
         decision = decide(situation)
         try:
@@ -321,6 +321,14 @@ class _Run:
                 await self.enter(Phase.VERIFYING)
             await self.verify()
         await self.commit()
+
+    def _last_words(self) -> str:
+        """What a destination of ours that has died said last."""
+        side = self.destination.side
+        if side.directory is None or side.identity is None or side.identity.alive():
+            return ""
+        said = process.last_words(side.directory / "qemu.log")
+        return f" (the destination ended: {said})"
 
     async def _roll_back(self, why: str) -> None:
         self._note(Phase.ROLLING_BACK, why)

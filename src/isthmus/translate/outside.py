@@ -80,8 +80,28 @@ class Translator:
             self._holding = True
             self.stub.interrupt()
             await self._loop
+            # A vCPU may have been stopped on the very bytes that are to be taken out.
+            while await self._in_clock():
+                self._loop = asyncio.create_task(self._serve(resume_first=True))
+                await asyncio.sleep(0.001)
+                self.stub.interrupt()
+                await self._loop
             self._loop = None
         await self._remove()
+
+    async def _in_clock(self) -> bool:
+        """Whether some vCPU is about to execute what we have written into the guest."""
+        vectors = self._known()
+        if vectors.clock is None or self.problem:
+            return False
+        written = range(vectors.clock, vectors.clock + len(RDTSC_IRETQ))
+        for vcpu in range(len(vectors.tsc_aux)):
+            thread = b"p1.%x" % (vcpu + 1)
+            self._thread = b""
+            answers = await self.stub.ask(b"Hg" + thread, b"g")
+            if Registers(_hex(answers[-1], SIZE)).rip in written:
+                return True
+        return False
 
     async def release(self) -> None:
         """Let a held guest go on: break and write again, then run."""
@@ -158,15 +178,12 @@ class Translator:
         if changes is None:
             self.passed += 1
             await self._pass(stop)
-            if self._holding:
-                return False
-            self.stub.go()
-            return True
-        if self._holding:
-            # The trap is finished all the same: the instruction must not run again elsewhere.
-            await self.stub.ask(*changes)
-            return False
+            changes = []
         self.stub.go(*changes)
+        if self._holding:
+            # Stop again, this time not in a trap: a guest that leaves QEMU in the run state "debug"
+            # cannot be loaded anywhere.
+            self.stub.interrupt()
         self._spent_ns += time.perf_counter_ns() - begun
         return True
 

@@ -1,0 +1,67 @@
+"""What several commands share: the guests of this machine, and the hosts that its QEMU plays."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from isthmus.hypervisor.qemu.binary import DEFAULT_NAME, QemuBinary, find_qemu
+from isthmus.hypervisor.qemu.engine import Accelerator, choose_accelerator
+from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.qemu.models import read_cpus
+from isthmus.migration.hosts import Hosts
+from isthmus.places import run_folder, state_folder
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def store() -> GuestStore:
+    """The guests of this user on this machine."""
+    return GuestStore(state_folder(), run_folder())
+
+
+async def hosts(qemu_name: str, accelerator: Accelerator | None = None) -> Hosts:
+    """The hosts that QEMU plays here; the accelerator is chosen by trying unless it is given."""
+    qemu: QemuBinary = await asyncio.to_thread(find_qemu, qemu_name)
+    if accelerator is None:
+        accelerator = (await asyncio.to_thread(choose_accelerator, qemu)).accelerator
+    return Hosts(qemu, accelerator, await read_cpus(qemu, accelerator), store())
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work; Ctrl-C cancels it and waits until it has put things right."""
+    return asyncio.run(work)
+
+
+def qemu_option(command: F) -> F:
+    """The option --qemu."""
+    return click.option(
+        "--qemu",
+        default=DEFAULT_NAME,
+        show_default=True,
+        metavar="PROGRAM",
+        help="The QEMU to use: a name on PATH or a path.",
+    )(command)
+
+
+def engine_option(command: F) -> F:
+    """The option --engine."""
+    return click.option(
+        "--engine",
+        type=click.Choice(["auto", "kvm", "tcg"]),
+        default="auto",
+        show_default=True,
+        help="The accelerator; auto takes KVM where a trial guest truly runs.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """The option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def accelerator(engine: str) -> Accelerator | None:
+    """The accelerator of an --engine word, None for auto."""
+    return None if engine == "auto" else Accelerator(engine)

@@ -1,0 +1,171 @@
+"""`isthmus migrate`: move a running guest to another host."""
+
+from pathlib import Path
+
+import click
+
+from isthmus.cli import lab
+from isthmus.errors import InputError, IsthmusError
+from isthmus.migration.engine import Observer, Options, Progress
+from isthmus.migration.preflight import Preflight
+from isthmus.migration.record import MigrationRecord
+
+
+@click.command()
+@click.argument("guest", required=False)
+@click.option("--to", "host", metavar="HOST", help="The destination host: a CPU model of QEMU.")
+@click.option("--translate", is_flag=True, help="Arm the translator if the findings need it.")
+@click.option("--accept-risk", multiple=True, metavar="RULE", help="Accept a finding that refuses.")
+@click.option("--dry-run", is_flag=True, help="Only check; take no step.")
+@click.option("--qmp", type=click.Path(path_type=Path), help="A guest's QMP socket, to move it.")
+@click.option(
+    "--to-qmp", type=click.Path(path_type=Path), help="The QMP socket of its destination."
+)
+@click.option("--resume", is_flag=True, help="Finish or roll back what was cut short.")
+@click.option("--use", type=click.Choice(["source", "destination"]), help="The copy that goes on.")
+@click.option("--bandwidth", type=click.IntRange(min=1), metavar="MIB", help="MiB/s at most.")
+@click.option("--downtime-limit", type=click.IntRange(min=1), metavar="MS", help="QEMU's target.")
+@click.option(
+    "--verify", default=10.0, show_default=True, metavar="S", help="Watch at most so long."
+)
+@lab.qemu_option
+@lab.json_option
+def migrate(
+    guest: str | None,
+    host: str | None,
+    translate: bool,
+    accept_risk: tuple[str, ...],
+    dry_run: bool,
+    qmp: Path | None,
+    to_qmp: Path | None,
+    resume: bool,
+    use: str | None,
+    bandwidth: int | None,
+    downtime_limit: int | None,
+    verify: float,
+    qemu: str,
+    as_json: bool,
+) -> None:
+    """Move a running guest to another host, live.
+
+    A guest that `isthmus guest start` has started is moved by name.  Any other QEMU is moved by its
+    QMP socket, to a QEMU that waits with `-incoming defer -S`.
+
+    \b
+    Examples:
+      isthmus migrate web --to Penryn
+      isthmus migrate old --to Penryn --translate
+      isthmus migrate web --to Penryn --dry-run --json
+      isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
+      isthmus migrate --resume
+    """
+    options = Options(
+        bandwidth=bandwidth << 20 if bandwidth else None,
+        downtime_limit_ms=downtime_limit,
+        verify_s=verify,
+        translate=translate,
+    )
+    if resume:
+        lab.run(_resume(guest, use or "", as_json))
+    elif qmp and to_qmp:
+        lab.run(_by_socket(qmp.absolute(), to_qmp.absolute(), options, accept_risk, as_json))
+    elif guest and host:
+        lab.run(_by_name(guest, host, options, accept_risk, dry_run, qemu, as_json))
+    else:
+        raise InputError(
+            "say what to move where", remedy="GUEST --to HOST, or --qmp SOCKET --to-qmp SOCKET"
+        )
+
+
+async def _by_name(
+    guest: str,
+    host: str,
+    options: Options,
+    accepted: tuple[str, ...],
+    dry_run: bool,
+    qemu: str,
+    as_json: bool,
+) -> None:
+    from isthmus.values import to_json
+
+    known = lab.store().read(guest)
+    hosts = await lab.hosts(qemu, known.spec.accelerator)
+    verdict = hosts.check(known, host, translate=options.translate, accepted=accepted)
+    if not as_json:
+        _show_findings(verdict)
+    if dry_run:
+        if as_json:
+            click.echo(to_json(verdict))
+        verdict.require()
+        return
+    record = await hosts.move(guest, host, options, accepted=accepted, observer=_observer(as_json))
+    _show(record, as_json)
+
+
+async def _by_socket(
+    qmp: Path, to_qmp: Path, options: Options, accepted: tuple[str, ...], as_json: bool
+) -> None:
+    from isthmus.migration.sockets import move_by_socket
+
+    record = await move_by_socket(
+        qmp, to_qmp, lab.store(), options, accepted=accepted, observer=_observer(as_json)
+    )
+    _show(record, as_json)
+
+
+async def _resume(guest: str | None, use: str, as_json: bool) -> None:
+    from isthmus.migration.hosts import recover, unfinished
+    from isthmus.migration.record import read_record
+
+    store = lab.store()
+    paths = [
+        path
+        for path in unfinished(store)
+        if guest in {None, path.stem, read_record(path).plan.guest}
+    ]
+    if not paths:
+        click.echo("nothing was cut short", err=True)
+    for path in paths:
+        _show(await recover(store, path, use=use), as_json)
+
+
+def _observer(quiet: bool) -> Observer:
+    def observe(progress: Progress) -> None:
+        if quiet:
+            return
+        transfer = progress.transfer
+        if transfer is None:
+            click.echo(f"  {progress.phase}", err=True)
+        elif transfer.total:
+            done = 100 * (1 - transfer.remaining / transfer.total)
+            click.echo(
+                f"  moving: {done:.0f} %, {transfer.transferred >> 20} MiB sent,"
+                f" {transfer.rate_mbps:.0f} Mbit/s",
+                err=True,
+            )
+
+    return observe
+
+
+def _show_findings(verdict: Preflight) -> None:
+    for finding in verdict.findings:
+        click.echo(f"  {finding.severity:9} {finding.subject}: {finding.notice}", err=True)
+
+
+def _show(record: MigrationRecord, as_json: bool) -> None:
+    from isthmus.values import to_json
+
+    if as_json:
+        click.echo(to_json(record))
+        return
+    figures = record.figures
+    plan = record.plan
+    where = f" from {plan.source_host} to {plan.destination_host}" if plan.source_host else ""
+    click.echo(f"{plan.guest}{where}: {record.phase}")
+    if figures is not None:
+        click.echo(
+            f"  total {figures.total_ms:.0f} ms, downtime {figures.downtime_ms:.0f} ms,"
+            f" {figures.moved_bytes / 2**20:.0f} MiB moved"
+        )
+    if record.error and not record.final:
+        raise IsthmusError(record.error, remedy="isthmus status")

@@ -1,0 +1,64 @@
+"""`isthmus status`: find the truth about guests and migrations, and finish what was cut short."""
+
+import click
+
+from isthmus.cli import lab
+from isthmus.errors import IsthmusError
+
+
+@click.command()
+@click.option("--no-recover", is_flag=True, help="Only look; finish or roll back nothing.")
+@lab.json_option
+def status(no_recover: bool, as_json: bool) -> None:
+    """Find the truth about migrations, and finish or roll back what was cut short.
+
+    \b
+    Examples:
+      isthmus status
+      isthmus status --no-recover --json
+    """
+    lab.run(_status(recover_them=not no_recover, as_json=as_json))
+
+
+async def _status(*, recover_them: bool, as_json: bool) -> None:
+    from isthmus.migration.hosts import recover, unfinished
+    from isthmus.migration.record import records
+    from isthmus.values import to_json
+
+    store = lab.store()
+    problems: dict[str, str] = {}
+    for path in unfinished(store) if recover_them else ():
+        try:
+            await recover(store, path)
+        except IsthmusError as error:
+            problems[path.stem] = str(error)
+    guests = [store.read(name) for name in store.names()]
+    moves = [record for _, record in records(store.journals)]
+    if as_json:
+        click.echo(
+            to_json(
+                {
+                    "guests": [
+                        {
+                            "name": g.name,
+                            "host": g.host,
+                            "moves": g.hops,
+                            "alive": g.process.alive(),
+                        }
+                        for g in guests
+                    ],
+                    "migrations": moves,
+                    "problems": problems,
+                }
+            )
+        )
+        return
+    for guest in guests:
+        state = "alive" if guest.process.alive() else "dead"
+        click.echo(f"guest {guest.name} on {guest.host}: {state}, {guest.hops} moves")
+    for record in moves[-20:]:
+        plan = record.plan
+        why = f" ({record.error})" if record.error else ""
+        click.echo(f"migration {plan.id} of {plan.guest}: {record.phase}{why}")
+    for name, problem in problems.items():
+        click.echo(f"migration {name}: {problem}", err=True)

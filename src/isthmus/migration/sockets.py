@@ -1,0 +1,84 @@
+"""Move a guest that Isthmus did not start, known only by QMP sockets.
+
+Nothing is known of how either QEMU was started, so both are asked what CPU they show: the CPUID
+words of the vCPUs must be equal, bit for bit (QEMU: target/i386/cpu.c, property ``feature-words``).
+"""
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from isthmus.cpu.features import by_cpuid
+from isthmus.errors import RefusedError
+from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.qemu.monitor import Monitor
+from isthmus.migration import engine
+from isthmus.migration.record import MigrationRecord, Plan, Side, guest_lock, new_id
+
+RULE = "cpu-differs"
+_IDENTITY = ("vendor", "family", "model", "stepping", "level", "xlevel")
+
+
+async def move_by_socket(
+    source: Path,
+    destination: Path,
+    store: GuestStore,
+    options: engine.Options,
+    *,
+    accepted: Collection[str] = (),
+    observer: engine.Observer = lambda _: None,
+) -> MigrationRecord:
+    """Move the guest behind ``source`` to the QEMU that waits behind ``destination``.
+
+    :param source: the absolute path of a QMP socket, as ``destination``.
+    :raises RefusedError: the two show different CPUs and ``cpu-differs`` was not accepted.
+    :raises MonitorGoneError: one of the sockets is no QMP monitor.
+    """
+    name = str(source)
+    with guest_lock(store.locks, name):
+        if RULE not in accepted:
+            await _same_cpu(source, destination)
+        plan = Plan(
+            id=new_id(),
+            guest=name,
+            source=Side(qmp=source),
+            destination=Side(qmp=destination),
+            created=time.time(),
+        )
+        return await engine.move(plan, journals=store.journals, options=options, observer=observer)
+
+
+async def _same_cpu(source: Path, destination: Path) -> None:
+    ours, theirs = await _shown(source), await _shown(destination)
+    differences = [
+        f"{key}: {ours.get(key)} here, {theirs.get(key)} there"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differences:
+        raise RefusedError(
+            f"the destination shows another CPU ({'; '.join(differences[:8])})",
+            remedy=f"start it with the level of both hosts, or take the risk: --accept-risk {RULE}",
+        )
+
+
+async def _shown(path: Path) -> dict[str, Any]:
+    """What the first vCPU behind a monitor shows: identity and features by name."""
+    async with Monitor.session(path) as monitor:
+        vcpus = await monitor.execute("query-cpus-fast")
+        where = vcpus[0]["qom-path"]
+        shown: dict[str, Any] = {
+            key: await monitor.execute("qom-get", {"path": where, "property": key})
+            for key in _IDENTITY
+        }
+        words = await monitor.execute("qom-get", {"path": where, "property": "feature-words"})
+    names: dict[object, str] = {place: name for place, name in by_cpuid().items()}
+    for word in words:
+        leaf, subleaf = word["cpuid-input-eax"], word.get("cpuid-input-ecx", 0)
+        register = str(word["cpuid-register"]).lower()
+        for bit in range(32):
+            if word["features"] >> bit & 1:
+                place = (leaf, subleaf, register, bit)
+                shown[names.get(place, f"{leaf:#x}.{subleaf} {register} bit {bit}")] = True
+    return shown
