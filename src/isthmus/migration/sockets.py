@@ -73,7 +73,7 @@ async def _shown(path: Path) -> dict[str, Any]:
             for key in _IDENTITY
         }
         words = await monitor.execute("qom-get", {"path": where, "property": "feature-words"})
-    names: dict[object, str] = {place: name for place, name in by_cpuid().items()}
+    names: dict[object, str] = dict(by_cpuid().items())
     for word in words:
         leaf, subleaf = word["cpuid-input-eax"], word.get("cpuid-input-ecx", 0)
         register = str(word["cpuid-register"]).lower()

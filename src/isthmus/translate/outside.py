@@ -80,8 +80,7 @@ class Translator:
             self._holding = True
             self.stub.interrupt()
             await self._loop
-            # A vCPU may have been stopped on the very bytes that are to be taken out.
-            while await self._in_clock():
+            while await self._in_between():
                 self._loop = asyncio.create_task(self._serve(resume_first=True))
                 await asyncio.sleep(0.001)
                 self.stub.interrupt()
@@ -89,17 +88,23 @@ class Translator:
             self._loop = None
         await self._remove()
 
-    async def _in_clock(self) -> bool:
-        """Whether some vCPU is about to execute what we have written into the guest."""
+    async def _in_between(self) -> bool:
+        """Whether some vCPU was stopped where it cannot be left.
+
+        That is at the #UD entry, with an exception on its stack that only we can end, or on the
+        bytes that we have written into the guest.
+        """
         vectors = self._known()
-        if vectors.clock is None or self.problem:
+        if self.problem:
             return False
-        written = range(vectors.clock, vectors.clock + len(RDTSC_IRETQ))
+        ours = {vectors.entry}
+        if vectors.clock is not None:
+            ours.update(range(vectors.clock, vectors.clock + len(RDTSC_IRETQ)))
         for vcpu in range(len(vectors.tsc_aux)):
             thread = b"p1.%x" % (vcpu + 1)
             self._thread = b""
             answers = await self.stub.ask(b"Hg" + thread, b"g")
-            if Registers(_hex(answers[-1], SIZE)).rip in written:
+            if Registers(_hex(answers[-1], SIZE)).rip in ours:
                 return True
         return False
 
