@@ -31,9 +31,13 @@ class Finding(Value, frozen=True):
 
 
 def blocking(findings: Sequence[Finding], accepted: Collection[str] = ()) -> tuple[Finding, ...]:
-    """The findings that forbid the move: those to refuse whose rule the user did not accept."""
+    """The findings that forbid the move: those to refuse that the user did not accept.
+
+    :param accepted: rules, or ``rule:subject`` for one of a rule's findings only.
+    """
     return tuple(
         finding
         for finding in findings
-        if finding.severity is Severity.REFUSE and finding.rule not in accepted
+        if finding.severity is Severity.REFUSE
+        and not {finding.rule, f"{finding.rule}:{finding.subject}"} & set(accepted)
     )

@@ -98,18 +98,15 @@ static void report_start(unsigned unknown_options)
     struct record record;
     struct utsname name;
     struct cpuid_registers signature = cpuid(1, 0);
-    char vendor[13], source[64];
+    char vendor[13];
     uname(&name);
     cpuid_vendor(vendor);
     vendor[strcspn(vendor, " =")] = 0;
-    first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource", source,
-               sizeof source);
     record_begin(&record, "start");
     record_add(&record, "kernel", "%s", name.release);
     record_add(&record, "vcpus", "%ld", sysconf(_SC_NPROCESSORS_ONLN));
     record_add(&record, "vendor", "%s", vendor[0] ? vendor : "-");
     record_add(&record, "signature", "%08x", signature.register_[0]);
-    record_add(&record, "clocksource", "%s", source);
     record_add(&record, "tick_ms", "%u", options.tick_ms);
     record_add(&record, "beat_ms", "%u", options.beat_ms);
     record_add(&record, "memory_mib", "%u", options.memory_mib);
@@ -120,6 +117,22 @@ static void report_start(unsigned unknown_options)
     record_add(&record, "unknown_options", "%u", unknown_options);
     instructions_names(&record);
     record_commit(&record);
+}
+
+/* The kernel may change its clock source, also because a move made it distrust the TSC. */
+static void report_clock_source(void)
+{
+    static char last[64];
+    char now[64];
+    struct record record;
+    first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource", now, sizeof now);
+    if (!strcmp(last, now))
+        return;
+    record_begin(&record, "clocksource");
+    record_add(&record, "old", "%s", last[0] ? last : "-");
+    record_add(&record, "new", "%s", now);
+    record_commit(&record);
+    memcpy(last, now, sizeof last);
 }
 
 static void tick(uint64_t number)
@@ -146,8 +159,10 @@ static void tick(uint64_t number)
     COUNT("dropped", report_dropped());
 #undef COUNT
     record_commit(&record);
-    if (number % COUNTS_EVERY == 0)
+    if (number % COUNTS_EVERY == 0) {
         instructions_report();
+        report_clock_source();
+    }
 }
 
 static int work(unsigned unknown_options)

@@ -118,6 +118,8 @@ class Judge:
         self._stream = 0
         self._expected = 0
         self._records = 0
+        self._heard = {0: False}  # by stream: whether a line ended in it
+        self._clocksource = ""
         self._last: dict[str, Record] = {}
         self._beats: list[_Beat] = []
         self._arrivals: list[tuple[int, int]] = []  # (stream, ns)
@@ -127,6 +129,7 @@ class Judge:
     def hop(self) -> None:
         """What is fed from now on comes from the next process."""
         self._stream += 1
+        self._heard[self._stream] = False
 
     def feed(self, data: bytes, *, at_ns: int | None = None) -> None:
         """Take the next bytes, seen at ``at_ns`` on the host's monotonic clock."""
@@ -152,21 +155,24 @@ class Judge:
     def verdict(self) -> Verdict:
         """The judgement of all that was fed; an unfinished last line is left out of it."""
         faults = list(self._faults)
-        if not self._records:
-            faults.append(Fault(kind="silent", detail="the payload reported nothing"))
+        silent = [number for number, heard in self._heard.items() if not heard]
+        faults += [
+            Fault(kind="silent", detail=f"nothing was reported from process {number}")
+            for number in silent
+        ]
         start = self._start.fields if self._start else {}
         return Verdict(
             ok=not faults,
             records=self._records,
             ticks=self._last["tick"].integer("n") + 1 if "tick" in self._last else 0,
             faults=tuple(faults[:FAULT_LIMIT]),
-            fault_count=max(self._fault_count, len(faults)),
+            fault_count=self._fault_count + len(silent),
             notes=tuple(self._notes),
             hops=tuple(self._hop_times(number) for number in range(1, self._stream + 1)),
             tests=start.get("groups", ""),
             instructions=dict(self._instructions),
             kernel=start.get("kernel", ""),
-            clocksource=start.get("clocksource", ""),
+            clocksource=self._clocksource,
         )
 
     def _fault(self, kind: str, detail: str) -> None:
@@ -184,6 +190,7 @@ class Judge:
             self._fault("torn", repr(line[:120]))
             return
         self._records += 1
+        self._heard[self._stream] = True
         if record.number > self._expected:
             self._fault("gap", f"{self._expected} to {record.number - 1} are missing")
         elif record.number < self._expected:
@@ -201,6 +208,10 @@ class Judge:
                 self._counts(record)
             case "event":
                 self._event(record)
+            case "clocksource":
+                self._clocksource = record.fields.get("new", "")
+                if record.fields.get("old") != "-":
+                    self._note("clocksource", record.text())
             case "death":
                 self._fault("death", record.text())
             case _:  # cpuid, end, and what a later payload may add
