@@ -167,11 +167,11 @@ def _oops(raw: Sequence[bytes], at: int) -> Death:
 
 
 def _killed(raw: Sequence[bytes], at: int) -> Death:
-    """A program killed by a trap; newer kernels print its code on the line after."""
+    """A program killed by a trap; its code may follow, behind the dump of its registers."""
     line = _clean(raw[at])
     match = _KILLED.match(line)
     assert match is not None
-    code, offset = _code([_clean(after) for after in raw[at + 1 : at + 3]])
+    code, offset = _code([_clean(after) for after in raw[at + 1 : at + 40]])
     return Death(
         kind=Kind.KILLED_BY_SIGNAL,
         headline=line[:200].strip(),

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -315,27 +314,22 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
-def connectable(path: Path) -> bool:
-    """Whether something accepts connections on this UNIX socket (this connects and leaves)."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
 def find(directory: Path) -> ProcessIdentity | None:
     """The QEMU whose monitor lies in ``directory``, found by its command line, or None.
 
     For a starter that was killed before it could write down whom it had started.
     """
-    mark = os.fsencode(directory / "qmp.sock")
+    return next(iter(mentioning(directory / "qmp.sock")), None)
+
+
+def mentioning(path: Path) -> list[ProcessIdentity]:
+    """The processes of this machine that have ``path`` in their command line, without ourselves."""
+    mark = os.fsencode(path)
+    found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError, ProcessLookupError):
             if mark in (entry / "cmdline").read_bytes():
-                return ProcessIdentity.of(int(entry.name))
-    return None
+                found.append(ProcessIdentity.of(int(entry.name)))
+    return found

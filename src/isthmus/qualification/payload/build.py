@@ -1,5 +1,6 @@
 """Build the payload: one static program for any x86-64 CPU, with the system's C compiler."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -80,3 +81,11 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         raise EnvironmentLackError(
             f"{command[0]}: cannot be run: {error}", remedy=_REMEDY
         ) from error
+
+
+def instruction_groups() -> frozenset[str]:
+    """The features whose instructions the payload can test, read from its own table."""
+    table = sources()["instructions.c"].decode()
+    return frozenset(
+        re.findall(r'^    \{"\w+", "([\w.-]+)", 0?x?[0-9a-f]+u?, E', table, re.MULTILINE)
+    )
