@@ -9,43 +9,35 @@ from isthmus.divergence.finding import Finding, Severity, blocking
 from isthmus.divergence.rules import BETWEEN, GuestEvidence, findings, rules
 
 # What TCG offers of the two hosts of 2008 (QEMU 7.2, query-cpu-model-expansion).
-COMMON = frozenset(
-    [
-        "apic",
-        "clflush",
-        "cmov",
-        "cx16",
-        "cx8",
-        "de",
-        "fpu",
-        "fxsr",
-        "hypervisor",
-        "lahf-lm",
-        "lm",
-        "mca",
-        "mce",
-        "mmx",
-        "msr",
-        "mtrr",
-        "nx",
-        "pae",
-        "pat",
-        "pge",
-        "pni",
-        "pse",
-        "pse36",
-        "sep",
-        "sse",
-        "sse2",
-        "syscall",
-        "tsc",
-    ]
-)
+COMMON = frozenset({
+    "apic", "clflush", "cmov", "cx16", "cx8", "de", "fpu", "fxsr", "hypervisor", "lahf-lm", "lm",
+    "mca", "mce", "mmx", "msr", "mtrr", "nx", "pae", "pat", "pge", "pni", "pse", "pse36", "sep",
+    "sse", "sse2", "syscall", "tsc",
+})  # fmt: skip
 PHENOM = CpuModel(
-    name="phenom", source="test", vendor="AuthenticAMD", family=16, model=2, stepping=3, level=5,
+    name="phenom",
+    source="test",
+    vendor="AuthenticAMD",
+    family=16,
+    model=2,
+    stepping=3,
+    level=5,
     xlevel=0x8000001A,
-    features=COMMON | set(["3dnow", "3dnowext", "abm", "mmxext", "monitor", "npt", "pdpe1gb", "popcnt", "rdtscp", "sse4a", "svm"]),
-)  # fmt: skip
+    features=COMMON
+    | {
+        "3dnow",
+        "3dnowext",
+        "abm",
+        "mmxext",
+        "monitor",
+        "npt",
+        "pdpe1gb",
+        "popcnt",
+        "rdtscp",
+        "sse4a",
+        "svm",
+    },
+)
 PENRYN = CpuModel(
     name="Penryn", source="test", vendor="GenuineIntel", family=6, model=23, stepping=3, level=10,
     xlevel=0x80000008, features=COMMON | {"ssse3", "sse4.1"},

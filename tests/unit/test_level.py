@@ -84,3 +84,14 @@ def test_a_restriction_of_one_host_binds_all() -> None:
     limited = INTEL_HOST.replace(features=INTEL_HOST.features | {"rsba", "arch-capabilities"})
     whole = INTEL_HOST.replace(features=INTEL_HOST.features | {"arch-capabilities"})
     assert "rsba" in level([limited, whole]).model.features
+
+
+def test_state_of_unknown_place_goes_between_makers_unless_kept() -> None:
+    amd = AMD_HOST.replace(features=SSE | {"xsave", "pku"}, level=16)
+    intel = INTEL_HOST.replace(features=SSE | {"xsave", "pku"})
+    assert "pku" not in level([amd, intel]).model.features
+    assert "pku" in level([amd, intel], keep=["pku"]).model.features
+    assert "pku" in level([amd, amd.replace(name="other")]).model.features
+    place = (XsaveComponent(number=9, size=8, offset=2688),)
+    located = level([amd.replace(xsave=place), intel.replace(xsave=place)])
+    assert "pku" in located.model.features

@@ -12,9 +12,11 @@ Rules between makers:
   and the other maker's CPU does not know it (Linux ``arch/x86/include/asm/kvm_para.h``;
   KVM_X86_QUIRK_FIX_HYPERCALL_INSN in ``Documentation/virt/kvm/api.rst``).
 
+* Features with XSAVE components of their own go unless every host's layout is known (below).
+
 Rules between any hosts: a feature whose XSAVE component lies elsewhere on another host goes (a
-guest reads the layout once, at boot; Intel SDM vol. 1, 13.2), and so does a feature above the
-lowest maximum CPUID leaf.
+guest reads the layout once, at boot; Intel SDM vol. 1, 13.2: PKRU is at 2688 on Intel's CPUs, at
+2432 or 832 on AMD's), and so does a feature above the lowest maximum CPUID leaf.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -145,7 +147,10 @@ def _removals(
     rules: list[tuple[Callable[[str], bool], str]] = [
         (lambda name: name in drop, "given up by request"),
         (lambda name: _above(name, levels), "above the lowest maximum CPUID leaf of the hosts"),
-        (_moved(hosts).__contains__, "its XSAVE state lies elsewhere on another host"),
+        (
+            (_moved(hosts) - keep).__contains__,
+            "its XSAVE state lies elsewhere on another host",
+        ),
     ]
     if len({maker(host.vendor) for host in hosts}) > 1:
         rules += [
@@ -158,6 +163,10 @@ def _removals(
             (
                 lambda name: name in HYPERCALLS and name not in keep,
                 "the guest would call the hypervisor by an instruction of one maker only",
+            ),
+            (
+                (_unlocated(hosts) - keep).__contains__,
+                "makers place its XSAVE state differently, and not every host's layout is known",
             ),
         ]
     return rules
@@ -179,6 +188,16 @@ def _moved(hosts: Sequence[CpuModel]) -> frozenset[str]:
         _COMPONENT_FEATURES[number]
         for number, found in places.items()
         if len(found) > 1 and number in _COMPONENT_FEATURES
+    )
+
+
+def _unlocated(hosts: Sequence[CpuModel]) -> frozenset[str]:
+    """Features with a component that some host does not locate; AVX's place is architectural."""
+    located = [{component.number for component in host.xsave} for host in hosts]
+    return frozenset(
+        name
+        for number, name in _COMPONENT_FEATURES.items()
+        if name != "avx" and not all(number in numbers for numbers in located)
     )
 
 
