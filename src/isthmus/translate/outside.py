@@ -12,6 +12,7 @@ never answered; QEMU would take a ``vCont;c`` as an order to run the stale sourc
 import asyncio
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from isthmus.translate._core import ffi, lib
 from isthmus.translate.registers import RIP, SIZE, Registers
@@ -42,6 +43,15 @@ class TranslatorStatus(Value, frozen=True):
     problem: str = ""
 
 
+class _Site(NamedTuple):
+    """Where a #UD came from: the exception frame's address and bytes, the instruction's."""
+
+    rsp: int
+    rip: int
+    frame: bytes
+    code: bytes
+
+
 class Translator:
     """Serves one guest through one stub connection."""
 
@@ -59,6 +69,7 @@ class Translator:
         self._loop: asyncio.Task[None] | None = None
         self._holding = False
         self._thread = b""
+        self._guess = _Site(0, 0, b"", b"")
 
     async def arm(self) -> Vectors:
         """Find the #UD entry of the stopped guest and break there; does not resume it."""
@@ -173,13 +184,18 @@ class Translator:
         if stop.thread != self._thread:
             requests.append(b"Hg" + _full(stop.thread))
             self._thread = stop.thread
-        answers = await self.stub.ask(*requests, b"g")
-        registers = Registers(_hex(answers[-1], SIZE))
+        # A guess in the same write: the frame and the code where they were at the last stop.  A
+        # program's traps come by the same entry stack, and a loop's by the same instruction.
+        guess = self._guess
+        guesses = (_read(guess.rsp, FRAME_BYTES), _read(guess.rip, len(guess.code)))
+        *_, first, frame, code = await self.stub.ask(*requests, b"g", *guesses)
+        registers = Registers(_hex(first, SIZE))
         vectors = self._known()
         if registers.rip != vectors.entry:
             self.problem = f"stopped at {registers.rip:#x}, which is not the #UD entry"
             return False
-        changes = await self._work(registers, _number(stop.thread))
+        site = await self._site(registers.rsp, frame, code)
+        changes = await self._work(registers, site, _number(stop.thread)) if site else None
         if changes is None:
             self.passed += 1
             await self._pass(stop)
@@ -192,13 +208,25 @@ class Translator:
         self._spent_ns += time.perf_counter_ns() - begun
         return True
 
-    async def _work(self, registers: Registers, vcpu: int) -> list[bytes] | None:
-        """Do the faulting instruction; the requests that complete it, None if it is not ours."""
-        frame = await self.stub.memory(registers.rsp, FRAME_BYTES)
+    async def _site(self, rsp: int, frame_text: bytes, code_text: bytes) -> _Site | None:
+        """The frame and the code of this stop, from the guess if it was right, else read now."""
+        guess = self._guess
+        frame = _bytes(frame_text) if rsp == guess.rsp else b""
+        if len(frame) < FRAME_BYTES:
+            frame = await self.stub.memory(rsp, FRAME_BYTES)
         if len(frame) < FRAME_BYTES:
             return None
-        rip, cs, flags = (int.from_bytes(frame[i : i + 8], "little") for i in (0, 8, 16))
-        code = await self._code(rip)
+        rip = int.from_bytes(frame[0:8], "little")
+        code = _bytes(code_text) if rip == guess.rip else b""
+        if not code:
+            code = await self._code(rip)
+        self._guess = _Site(rsp, rip, frame, code)
+        return self._guess
+
+    async def _work(self, registers: Registers, site: _Site, vcpu: int) -> list[bytes] | None:
+        """Do the faulting instruction; the requests that complete it, None if it is not ours."""
+        frame, rip, code = site.frame, site.rip, site.code
+        cs, flags = (int.from_bytes(frame[i : i + 8], "little") for i in (8, 16))
         cpu, insn = self._cpu, self._insn
         registers.load(cpu)
         cpu.rip, cpu.rflags, cpu.cpl = rip, flags, cs & 3
@@ -281,6 +309,15 @@ def struct_frame(rip: int, flags: int, frame: bytes) -> bytes:
 
 def _write(address: int, data: bytes) -> bytes:
     return b"M%x,%x:%s" % (address, len(data), data.hex().encode())
+
+
+def _read(address: int, length: int) -> bytes:
+    return b"m%x,%x" % (address, max(1, length))
+
+
+def _bytes(text: bytes) -> bytes:
+    """The answer to a read of memory; empty where it is not mapped."""
+    return b"" if text.startswith(b"E") else _hex(text, 0)
 
 
 def _full(thread: bytes) -> bytes:
