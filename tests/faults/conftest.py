@@ -1,4 +1,4 @@
-"""Real processes for the fault tests: hosts, guests, and the two questions asked after each fault."""
+"""Real processes for the fault tests: hosts, guests, and what is asked after each fault."""
 
 import asyncio
 import tempfile

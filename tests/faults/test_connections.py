@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ class Proxy:
         self.real = path.with_name("real.sock")
         self.writers: list[asyncio.StreamWriter] = []
 
-    async def __aenter__(self) -> "Proxy":
+    async def __aenter__(self) -> Self:
         self.path.rename(self.real)
         self.server = await asyncio.start_unix_server(self.serve, str(self.path))
         return self
