@@ -140,6 +140,8 @@ def test_what_no_translator_covers_is_refused_not_tried(run: Path) -> None:
 )
 def test_an_interrupt_leaves_nothing(run: Path, only: str, when: str, sent: signal.Signals) -> None:
     said = run.parent / "said"
+    # Where the tests run in the background, SIGINT may be ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with said.open("wb") as log:
         running = subprocess.Popen(
             [*ISTHMUS, "demo", "--only", only],

@@ -83,7 +83,7 @@ def test_a_port_that_takes_nothing_stops_nobody(payload, tmp_path):
     port = tmp_path / "port"
     os.mkfifo(port)
     reader = os.open(port, os.O_RDONLY | os.O_NONBLOCK)
-    options = ("beat_ms=1", "tick_ms=1", "memory_mib=1", "rewrite_kib=4", "ticks=700")
+    options = ("beat_ms=1", "tick_ms=1", "memory_mib=1", "rewrite_kib=4", "ticks=1500")
     with subprocess.Popen([payload, "--port", port, *options]) as supervisor:
         time.sleep(1.5)
         os.set_blocking(reader, True)
@@ -95,7 +95,7 @@ def test_a_port_that_takes_nothing_stops_nobody(payload, tmp_path):
     assert len(data) > 1 << 16
     verdict = judge([data])
     assert verdict.ok, verdict.faults
-    assert verdict.ticks == 700
+    assert verdict.ticks == 1500
 
 
 def test_disk_keeps_the_number_and_sees_another_writer(payload, tmp_path):
