@@ -43,7 +43,7 @@ long:
 	# The handler is copied to RAM at 0x5000, since the stub cannot write into this ROM.
 	leaq handler(%rip), %rsi
 	movl $0x5000, %edi
-	movl $64, %ecx
+	movl $160, %ecx
 	rep movsb
 	movl $0x6060, %edi
 	movw $0x5000, (%rdi)
@@ -71,7 +71,7 @@ handler:
 	nop
 	jmp handler
 	iretq
-	.fill 16, 1, 0xcc
+	.fill 128, 1, 0xcc
 	.balign 8
 gdt:
 	.quad 0

@@ -144,10 +144,16 @@ class Service:
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
-        self._held = False
+        self._turn = asyncio.Lock()
 
     async def answer(self, what: str) -> _Answer:
         """Carry out one command."""
+        if what == "status":
+            return _Answer(ok=True, status=self._translator.status())
+        async with self._turn:
+            return await self._carry_out(what)
+
+    async def _carry_out(self, what: str) -> _Answer:
         translator = self._translator
         begun = time.perf_counter()
         if what == "arm":
@@ -155,17 +161,12 @@ class Service:
             took = round((time.perf_counter() - begun) * 1000, 3)
             return _Answer(ok=True, arm=ArmReport(entry=vectors.entry, took_ms=took))
         if what == "resume":
-            if self._held:
-                self._held = False
-                await translator.release()
-            else:
-                translator.resume()
+            await translator.release()
         elif what == "hold":
             await translator.hold()
-            self._held = True
         elif what == "take-over":
             await self.take_over()
-        elif what != "status":
+        else:
             return _Answer(ok=False, error="no such command")
         return _Answer(ok=True, status=translator.status())
 
