@@ -55,7 +55,7 @@ async def translated(stub: Stub, translator: Translator, mode: int, count: int) 
     await stub.ask(b"P%x=%s" % (RBX, mode.to_bytes(8, "little").hex().encode()))
     translator.resume()
     before = sum(translator.translated.values())
-    while sum(translator.translated.values()) < before + 5:
+    while sum(translator.translated.values()) < before + 5:  # noqa: ASYNC110
         await asyncio.sleep(0)
     begun, first = time.perf_counter(), sum(translator.translated.values())
     await asyncio.sleep(count * 300e-6)
@@ -71,7 +71,7 @@ async def measure(rounds: int, count: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as name:
         rom, site = image(Path(name))
         socket = Path(name) / "gdb.sock"
-        qemu = subprocess.Popen(
+        qemu = subprocess.Popen(  # noqa: ASYNC220
             [
                 find_qemu().path, "-accel", "tcg", "-cpu", "Penryn", "-M", "pc", "-m", "16",
                 "-bios", rom, "-nodefaults", "-no-user-config", "-display", "none",
@@ -81,7 +81,7 @@ async def measure(rounds: int, count: int) -> dict[str, list[float]]:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            while not socket.exists():
+            while not socket.exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.5)  # the guest walks into its loop
             stub = await Stub.connect(socket)

@@ -6,13 +6,14 @@ import pytest
 
 from isthmus.baseline.level import level
 from isthmus.baseline.shown import shown_on
+from isthmus.cpu.decode import REPEATED
 from isthmus.cpu.features import FEATURES, by_cpuid
 from isthmus.cpu.model import CpuModel
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
 from isthmus.hypervisor.qemu.monitor import Monitor
-from isthmus.hypervisor.qemu.process import LaunchSpec
+from isthmus.hypervisor.qemu.process import launch, private_directory
 from isthmus.hypervisor.qemu.render import cpu_argument
 
 pytestmark = pytest.mark.lab
@@ -30,28 +31,16 @@ PAIRS = [
 # x86_cpu_expand_features enables XSAVE's components by itself: no features of ours.
 XCR0_LEAF = (0xD, 0)
 
-# On AMD, 0x80000001 EDX repeats these bits of leaf 1 EDX (AMD APM vol. 3, appendix E.4.2).
-REPEATED = 0x0183F3FF
-
 
 async def cpu_object(cpu: str, directory: Path) -> dict[str, object]:
     """What a QEMU started with ``cpu``, stopped before its first instruction, says it shows."""
-    spec = LaunchSpec(
-        qemu=find_qemu().path, accelerator=Accelerator.TCG, machine="pc", cpu=cpu, vcpus=1,
-        memory_mib=16, kernel=Path("unused"), initrd=Path("unused"), command_line="",
+    private_directory(directory)
+    process = await launch(
+        [str(find_qemu().path), "-no-user-config", "-nodefaults", "-display", "none", "-S",
+         "-machine", "pc", "-accel", "tcg", "-m", "16", "-cpu", cpu,
+         "-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off"],
+        directory, lives_with_parent=True,
     )  # fmt: skip
-    arguments = spec.arguments(directory, incoming=True)
-    for option in ("-kernel", "-initrd", "-append"):
-        at = arguments.index(option)
-        del arguments[at : at + 2]
-    return await _ask(arguments, directory)
-
-
-async def _ask(arguments: list[str], directory: Path) -> dict[str, object]:
-    from isthmus.hypervisor.qemu import process as processes
-
-    processes.private_directory(directory)
-    process = await processes._start(arguments, directory, lives_with_parent=True)
     try:
         async with Monitor.session(process.qmp) as monitor:
             path = (await monitor.execute("query-cpus-fast"))[0]["qom-path"]

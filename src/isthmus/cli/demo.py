@@ -1,41 +1,69 @@
 """`isthmus demo`: the failure every product has today, and the two cures, with real guests."""
 
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from isthmus.cli import lab
+from isthmus.errors import InputError, IsthmusError
+
+if TYPE_CHECKING:
+    from isthmus.qualification.demo.perform import Plan, Script
+
+ACTS = ("without", "levelled", "translated")
+T = TypeVar("T")
 
 
 @click.command()
 @click.option(
     "--pair",
-    default="2008",
+    default="classic",
     show_default=True,
     metavar="PAIR",
-    help="2008 (phenom,Penryn), modern (EPYC,Skylake-Server) or two CPU models A,B.",
+    help="classic (phenom,Penryn), modern (EPYC-Milan,Icelake-Server), or two CPU models of QEMU"
+    " as A,B: the guest is born on A.",
 )
 @click.option(
-    "--moves", default=10, show_default=True, type=click.IntRange(1), help="Moves in act two."
+    "--moves",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Moves in act 2.",
 )
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(["without", "levelled", "translated"]),
+    type=click.Choice(ACTS),
     help="Only this act; may be given more than once.",
 )
-@click.option("--kernel", metavar="KERNEL", help="A series (6.12), a package or a vmlinuz.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write the HTML report here.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be done, and the CPUs' difference.")
+@click.option(
+    "--kernel", metavar="KERNEL", help="The guest's: a series (6.12), a package or a vmlinuz."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="isthmus-demo.html",
+    show_default=True,
+    metavar="FILE",
+    help="Where the HTML report goes; - for none.",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would be done; start no guest.")
 @lab.engine_option
 @lab.qemu_option
 @lab.json_option
 def demo(
+    *,
     pair: str,
     moves: int,
     only: tuple[str, ...],
     kernel: str | None,
-    report: Path | None,
+    report: Path,
     dry_run: bool,
     engine: str,
     qemu: str,
@@ -51,16 +79,16 @@ def demo(
     Examples:
       isthmus demo
       isthmus demo --pair modern --report modern.html
-      isthmus demo --pair EPYC-Rome,Cascadelake-Server --json
+      isthmus demo --pair EPYC-Rome,Cascadelake-Server --json | jq '.acts[].moves[]'
       isthmus demo --moves 200 --only levelled
     """
     from rich.console import Console
 
-    from isthmus.errors import InputError
     from isthmus.places import cache_folder
     from isthmus.qualification.demo.pairs import pair_of
-    from isthmus.qualification.demo.perform import ACTS, Script, perform
+    from isthmus.qualification.demo.perform import Script, perform, planned
     from isthmus.qualification.demo.report import html
+    from isthmus.qualification.demo.result import ActName
     from isthmus.qualification.demo.terminal import TerminalDisplay, summary
     from isthmus.values import to_json
 
@@ -69,47 +97,112 @@ def demo(
         source=source,
         destination=destination,
         moves=moves,
-        only=only or ACTS,
+        only=tuple(ActName(name) for name in only or ACTS),
         qemu=qemu,
         engine=engine,
         kernel=kernel,
     )
     if dry_run:
-        _dry_run(script.source, script.destination, qemu, as_json)
+        plan = _run(planned(script))
+        click.echo(to_json(plan, indent=2) if as_json else _plan_text(plan, script))
         return 0
-    if report is not None and not report.absolute().parent.is_dir():
-        raise InputError(f"--report {report}: no such folder", remedy="make it first")
-    console = Console(stderr=True)
+    wanted = None if str(report) == "-" else _writable(report)
+    console = Console(stderr=as_json)
     with TerminalDisplay(console) as display:
-        result = lab.run(perform(script, display, cache=cache_folder()))
-    if report is not None:
-        report.write_text(html(result), encoding="utf-8")
-        console.print(f"report: {report}", highlight=False, markup=False)
+        result = _run(perform(script, display, cache=cache_folder()))
+    if wanted is not None:
+        _write(wanted, html(result))
     if as_json:
-        click.echo(to_json(result))
+        click.echo(to_json(result, indent=2))
     else:
-        Console().print(summary(result))
+        console.print()
+        console.print(summary(result, str(wanted or "")))
     return 0 if result.ok else 1
 
 
-def _dry_run(source: str, destination: str, qemu: str, as_json: bool) -> None:
-    from isthmus.baseline.level import level
-    from isthmus.hypervisor.qemu.engine import Accelerator
-    from isthmus.hypervisor.qemu.render import cpu_argument
-    from isthmus.values import to_json
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run the demo; SIGTERM and SIGHUP end it as orderly as Ctrl-C does."""
+    ended = False
 
-    cpus = lab.run(lab.hosts(qemu, Accelerator.TCG)).cpus
-    one, other = cpus.offered(source), cpus.offered(destination)
-    baseline = level([one, other])
-    facts = {
-        "source": source,
-        "destination": destination,
-        "only_source": sorted(one.features - other.features),
-        "only_destination": sorted(other.features - one.features),
-        "level": cpu_argument(baseline.model, cpus.named),
+    async def whole() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            task.cancel()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, end)
+        return await work
+
+    try:
+        return lab.run(whole())
+    except asyncio.CancelledError:
+        if ended:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _writable(path: Path) -> Path:
+    """The report's path, known to be writable before minutes of work go into it."""
+    target = path.absolute()
+    there = target if target.exists() else target.parent
+    if not target.parent.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"--report {path}: cannot be written", remedy="name another file, or - for no report"
+        )
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the report, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise IsthmusError(
+            f"{path}: the report cannot be written: {error.strerror}",
+            remedy="free some space, or name another file with --report",
+        ) from error
+
+
+def _plan_text(plan: "Plan", script: "Script") -> str:
+    lines = [
+        f"engine       {plan.engine}: {plan.engine_reason}",
+        f"QEMU         {plan.qemu}",
+        f"kernel       {script.kernel or 'the newest cloud kernel of this distribution'}",
+    ]
+    for role, host, other in (
+        ("source", plan.source, plan.destination),
+        ("destination", plan.destination, plan.source),
+    ):
+        only = ", ".join(host.only) or "nothing"
+        lines.append(f"{role:<12} {host.name} ({host.vendor}), {host.brand}")
+        lines.append(f"{'':<12} has, and {other.name} lacks: {only}")
+    lines.append(f"level        {plan.level}")
+    lines += [f"{'':<12} {reason}" for reason in plan.level_reasons]
+    for number, name in enumerate(ACTS, 1):
+        if name in script.only:
+            lines.append(f"act {number}        {_ACT_TEXT[name].format(**_words(plan, script))}")
+    return "\n".join(lines)
+
+
+_ACT_TEXT = {
+    "without": "boot on {source}, migrate to {destination} by plain QMP, watch",
+    "levelled": "boot on {source} levelled, then {moves} moves there and back",
+    "translated": "boot on {source} not levelled, move to {destination} translated, and home",
+}
+
+
+def _words(plan: "Plan", script: "Script") -> dict[str, object]:
+    return {
+        "source": plan.source.name,
+        "destination": plan.destination.name,
+        "moves": script.moves,
     }
-    if as_json:
-        click.echo(to_json(facts))
-        return
-    for key, value in facts.items():
-        click.echo(f"{key:17} {', '.join(value) if isinstance(value, list) else value}")

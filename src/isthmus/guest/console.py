@@ -107,6 +107,12 @@ def find_death(console: bytes) -> Death | None:
     return None if killed is None else _killed(raw, killed)
 
 
+def readable(console: bytes, *, last: int) -> tuple[str, ...]:
+    """The last lines of ``console``, at most ``last``, made safe for a terminal."""
+    raw = [line for line in console[-MAX_BYTES:].split(b"\n") if line.strip()]
+    return tuple(text for line in raw[-last:] if (text := _clean(line)).strip())
+
+
 def _clean(line: bytes) -> str:
     """A line cut to :data:`MAX_LINE`, without escapes, control characters and time stamp.
 

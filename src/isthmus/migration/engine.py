@@ -147,11 +147,20 @@ class _Run:
         self.source = Source(plan.source)
         self.destination = Destination(_found(plan.destination))
         self.armed: TranslatorClient | None = None
+        self._unseen: list[Phase] = []
 
     async def enter(self, phase: Phase, why: str = "") -> None:
         self.journal.enter(phase, why)
-        self.observer(Progress(phase=phase))
+        self._unseen.append(phase)
+        # While no copy runs, nobody is told: showing it would lengthen the downtime.
+        if phase not in {Phase.SWITCHED, Phase.STARTING}:
+            self._tell()
         await self.checkpoint(phase)
+
+    def _tell(self) -> None:
+        for phase in self._unseen:
+            self.observer(Progress(phase=phase))
+        self._unseen.clear()
 
     async def prepare(self) -> None:
         """Connect to the source, launch the destination, spawn its translator; nothing moves."""
@@ -344,7 +353,8 @@ class _Run:
         """Enter a phase of putting things right: there, doing it matters more than writing it."""
         with contextlib.suppress(IsthmusError):
             self.journal.enter(phase, why)
-        self.observer(Progress(phase=phase))
+        self._unseen.append(phase)
+        self._tell()
 
     def _channel(self) -> str:
         side = self.journal.record.plan.destination

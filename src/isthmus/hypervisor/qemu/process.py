@@ -176,7 +176,7 @@ async def start(
     :raises InputError: the folder's path is too long for a UNIX socket.
     """
     private_directory(directory)
-    return await _start(
+    return await launch(
         spec.arguments(directory, incoming=incoming), directory, lives_with_parent=lives_with_parent
     )
 
@@ -188,7 +188,7 @@ async def start_bare(qemu: QemuBinary, accelerator: Accelerator, directory: Path
         str(qemu.path), "-no-user-config", "-nodefaults", "-display", "none", "-S",
         "-machine", "pc", "-accel", accelerator.value, *_monitor("qmp", directory / "qmp.sock"),
     ]  # fmt: skip
-    return await _start(command, directory, lives_with_parent=True)
+    return await launch(command, directory, lives_with_parent=True)
 
 
 def private_directory(path: Path) -> Path:
@@ -218,7 +218,13 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-async def _start(command: list[str], directory: Path, *, lives_with_parent: bool) -> QemuProcess:
+async def launch(
+    command: list[str], directory: Path, *, lives_with_parent: bool = False
+) -> QemuProcess:
+    """Start a QEMU by its whole command line; its monitor is ``directory/qmp.sock``.
+
+    :raises HypervisorError: QEMU refused to start; carries its own last words.
+    """
     if lives_with_parent:
         command = ["setpriv", "--pdeathsig", "KILL", *command]
     messages = directory / "qemu.log"

@@ -1,327 +1,277 @@
-"""The three acts: the failure that every product has today, and the two cures.
+"""Acts two and three, the cures: the guest has to live, and its payload has to be right.
 
-Each act boots its own guest and gives an :class:`ActResult`.  Act one does not use our migration
-core at all: it is what a user does by hand, with plain QMP.
+Both use the migration core as ``isthmus migrate`` does, over TCP.
 """
 
 import asyncio
-import shlex
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import msgspec
 
-from isthmus.baseline.level import Baseline
-from isthmus.errors import IsthmusError
-from isthmus.guest.console import Death, find_death
-from isthmus.hypervisor.qemu import process
+from isthmus.errors import IsthmusError, RefusedError
 from isthmus.hypervisor.qemu.guests import Guest
-from isthmus.hypervisor.qemu.monitor import Monitor, MonitorGoneError
-from isthmus.hypervisor.qemu.stream import measured
 from isthmus.migration.engine import Options
 from isthmus.migration.record import MigrationRecord
-from isthmus.qualification.demo.result import ActResult, MoveResult
-from isthmus.qualification.demo.stage import Listener, Stage, cpuid_words
+from isthmus.qualification.demo.listener import Listener
+from isthmus.qualification.demo.play import Play, pass_on_interrupt
+from isthmus.qualification.demo.result import (
+    ActName,
+    ActResult,
+    Command,
+    MoveResult,
+    Outcome,
+    Stay,
+    spread,
+)
+from isthmus.qualification.demo.stage import end_processes
 from isthmus.qualification.payload.build import instruction_groups
-from isthmus.qualification.payload.verdict import Verdict, judge
-from isthmus.scan.explain import explain
+from isthmus.qualification.payload.verdict import Verdict
+from isthmus.translate.outside import TranslatorStatus
 from isthmus.translate.service import TranslatorClient
 from isthmus.translate.table import translatable
 
-DEATH_WATCH_S = 12.0
-STAY_S = 3.0  # how long the translated guest works abroad, and at home again
 MOVES = 10
+LIMITS = {"bandwidth": 1 << 30, "downtime_limit_ms": 40}
+"""Bytes/s, ms.  QEMU's own 128 MiB/s would make most of a move a wait for nothing, and its own
+300 ms would let it stop a guest on a fast channel with much still to send."""
+PATIENCE_S = 20.0
+STAY_TICKS = 5  # rounds of the payload's checks between two moves
+ABROAD_S = 3.0  # how long the translated guest works abroad
+LOAD = {"beat_ms": 10, "memory_mib": 64, "rewrite_kib": 4096}
+"""The levelled guest's payload: 4 MiB of memory are written anew ten times a second."""
 
-Say = Callable[[str], None]
-Moved = Callable[[MoveResult], None]
 
+class _Journey:
+    """One guest on its way: moves it and keeps what the result needs."""
 
-async def without(stage: Stage, source: str, destination: str, say: Say) -> ActResult:
-    """Act one: a guest born on ``source`` is migrated to ``destination`` by plain QMP and dies."""
-    begun = time.monotonic()
-    machine = stage.machine(tick_ms=50)
-    base = process.LaunchSpec(
-        qemu=stage.hosts.qemu.path,
-        accelerator=stage.hosts.accelerator,
-        machine="pc",
-        cpu=source,
-        vcpus=machine.vcpus,
-        memory_mib=machine.memory_mib,
-        kernel=machine.kernel,
-        initrd=machine.initrd,
-        command_line=machine.command_line,
-        name="plain",
-    )
-    folder = process.private_directory(stage.folder / "plain")
-    say(f"booting a guest on {source}")
-    here = await process.start(base, folder / "source", lives_with_parent=True)
-    there = await process.start(
-        msgspec.structs.replace(base, cpu=destination),
-        folder / "destination",
-        incoming=True,
-        lives_with_parent=True,
-    )
-    await stage.up(here)
-    say(f"migrating it to {destination} with plain QMP")
-    move = await _plain(here, there, source, destination)
-    death, reported = await _death(there)
-    here.kill()
-    there.kill()
-    offered = stage.hosts.cpus.offered(source), stage.hosts.cpus.offered(destination)
-    if death is None and not reported:
-        same = not (offered[0].features - offered[1].features)
-        outcome = (
-            "the two differ in nothing that emulation can show; the guest lives"
-            if same
-            else "the guest did not die: it used nothing that the destination lacks"
+    def __init__(self, play: Play, guest: Guest, begun_s: float) -> None:
+        self.play = play
+        self.name = guest.name
+        self.begun_s = begun_s
+        self.listener = Listener(play.stage.hosts.store.run / guest.name)
+        self.moves: list[MoveResult] = []
+        self.stays = [Stay(host=guest.host, begun_s=begun_s, ended_s=begun_s)]
+        self.commands = {guest.host: guest.process.command}
+
+    async def move(self, host: str, *, translate: bool = False) -> None:
+        """Move to ``host`` and wait until the payload works there.
+
+        :raises IsthmusError: the move failed, or the payload is silent.
+        """
+        play, hosts = self.play, self.play.stage.hosts
+        left = play.clock()
+        options = Options(**LIMITS, channel="tcp", translate=translate, lives_with_parent=True)
+        try:
+            record = await hosts.move(self.name, host, options, observer=play.display.progress)
+        except IsthmusError:
+            pass_on_interrupt()
+            raise
+        self._arrived(record, left)
+        guest = hosts.store.read(self.name)
+        incoming = guest.spec.arguments(guest.process.directory, incoming=True)
+        self.commands.setdefault(host, tuple(incoming))
+        await play.stage.up(guest.process, ticks=STAY_TICKS, patience_s=PATIENCE_S)
+        self.moves[-1] = self._timed(self.moves[-1])
+
+    def _arrived(self, record: MigrationRecord, left: float) -> None:
+        now = self.play.clock()
+        self.stays[-1] = msgspec.structs.replace(self.stays[-1], ended_s=now)
+        self.stays.append(Stay(host=record.plan.destination_host, begun_s=now, ended_s=now))
+        figures = record.figures
+        assert figures is not None
+        self.moves.append(
+            MoveResult(
+                number=len(self.moves) + 1,
+                source=record.plan.source_host,
+                destination=record.plan.destination_host,
+                begun_s=left,
+                total_ms=figures.total_ms,
+                downtime_ms=figures.downtime_ms,
+                stopped_ms=figures.stopped_ms,
+                moved_bytes=figures.moved_bytes,
+            )
         )
-    else:
-        outcome = death.headline if death else f"the payload died: {reported}"
-    return ActResult(
-        name="without",
-        title="Without Isthmus",
-        ok=death is not None or bool(reported),
-        outcome=outcome,
-        explanation=explain(death, *offered) if death else "",
-        moves=(move,),
-        console=death.lines[:40] if death else (),
-        commands={source: _shell(here), destination: _shell(there)},
-        seconds=time.monotonic() - begun,
-    )
 
+    def _timed(self, move: MoveResult) -> MoveResult:
+        times = self.listener.hop_times(move.number)
+        return msgspec.structs.replace(
+            move, guest_gap_ms=times.guest_gap_ms, silence_ms=times.silence_ms
+        )
 
-async def _plain(
-    here: process.QemuProcess, there: process.QemuProcess, source: str, destination: str
-) -> MoveResult:
-    """What a user does by hand: migrate-incoming, migrate, wait, cont."""
-    uri = f"unix:{there.directory / 'stream.sock'}"
-    async with Monitor.session(here.qmp) as mine, Monitor.session(there.qmp) as theirs:
-        await theirs.execute("migrate-incoming", {"uri": uri})
-        await mine.execute("migrate", {"uri": uri})
-        deadline = time.monotonic() + 60
-        transfer = await measured(mine)
-        while transfer.status not in {"completed", "failed"} and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-            transfer = await measured(mine)
-        if transfer.status != "completed":
-            raise IsthmusError(f"plain QMP migration {transfer.status}: {transfer.error}")
-        await theirs.execute("cont")
-    return MoveResult(
-        number=1,
-        source=source,
-        destination=destination,
-        total_ms=transfer.total_ms,
-        downtime_ms=transfer.downtime_ms or 0.0,
-        moved_bytes=transfer.transferred,
-    )
+    def tell(self) -> None:
+        """Show the last move, now that all is known of it."""
+        self.play.display.moved(self.moves[-1])
 
-
-async def _death(there: process.QemuProcess) -> tuple[Death | None, str]:
-    """Watch the guest on the destination until it dies, or long enough to believe it lives."""
-    deadline = time.monotonic() + DEATH_WATCH_S
-    while time.monotonic() < deadline:
-        await asyncio.sleep(0.2)
-        death = find_death(there.console.read_bytes())
-        reported = _reported_death(there)
-        if death is not None or reported:
-            await asyncio.sleep(0.5)  # the rest of the kernel's dump
-            return find_death(there.console.read_bytes()), reported
+    async def translator(self) -> TranslatorStatus | None:
+        """What the translator has done where the guest is now; None where there is none."""
+        folder = self.play.stage.hosts.store.read(self.name).translator
+        if folder is None:
+            return None
+        client = await TranslatorClient.connect(folder)
         try:
-            async with Monitor.session(there.observe) as monitor:
-                state = await monitor.status()
-        except MonitorGoneError:
-            return None, "QEMU ended"
-        if state not in {"running", "inmigrate"}:
-            await asyncio.sleep(0.5)
-            return find_death(there.console.read_bytes()), f"the guest is {state}"
-        if there.payload.read_bytes().count(b" tick ") > 60:
-            break
-    return None, ""
+            return await client.status()
+        finally:
+            await client.close()
+
+    async def end(
+        self,
+        name: ActName,
+        problem: IsthmusError | str | None,
+        *,
+        may_lose: frozenset[str] = frozenset(),
+    ) -> tuple[ActResult, Verdict]:
+        """Stop listening, end the guest, judge what its payload said."""
+        await self.listener.close()
+        ended = self.play.clock()
+        self.stays[-1] = msgspec.structs.replace(self.stays[-1], ended_s=ended)
+        verdict = await asyncio.to_thread(self.listener.verdict, may_lose)
+        console = self.listener.console()
+        store = self.play.stage.hosts.store
+        await asyncio.to_thread(end_processes, store.run / self.name)
+        store.forget(self.name)
+        result = ActResult(
+            name=name,
+            ok=problem is None and verdict.ok,
+            outcome=_outcome(problem, verdict),
+            headline=str(problem) if problem else _judged(verdict),
+            moves=tuple(self._timed(move) for move in self.moves),
+            stays=tuple(self.stays),
+            console=console,
+            commands=tuple(
+                Command(host=host, arguments=words) for host, words in self.commands.items()
+            ),
+            faults=tuple(f"{fault.kind}: {fault.detail}" for fault in verdict.faults),
+            records=verdict.records,
+            instructions=verdict.instructions,
+            begun_s=self.begun_s,
+            ended_s=ended,
+        )
+        return result, verdict
 
 
-def _reported_death(there: process.QemuProcess) -> str:
-    lines = there.payload.read_bytes().split(b"\n")
-    line = next((line for line in lines if b" death " in line), b"")
-    return line.decode("ascii", errors="replace")[:200]
-
-
-async def levelled(
-    stage: Stage,
-    source: str,
-    destination: str,
-    baseline: Baseline,
-    moves: int,
-    say: Say,
-    moved: Moved,
-) -> ActResult:
-    """Act two: the same guest with the level of both hosts goes there and back, ``moves`` times."""
-    begun = time.monotonic()
-    say(f"booting a guest on {source} with the level of both")
-    guest = await stage.hosts.start(
-        "levelled", source, stage.machine(), shown=baseline.model, lives_with_parent=True
-    )
-    commands = {source: _shell(guest.process)}
-    await stage.up(guest.process)
-    listener = Listener(stage, guest)
-    records: list[MigrationRecord] = []
-    problem = ""
-    for number in range(1, moves + 1):
-        goal = destination if number % 2 else source
-        say(f"move {number} of {moves}: to {goal}")
-        try:
-            record = await stage.hosts.move(guest.name, goal, Options(lives_with_parent=True))
-        except IsthmusError as error:
-            problem = f"move {number}: {error}"
-            break
-        records.append(record)
-        moved(_move(number, record))
-        commands.setdefault(goal, _of(stage, guest.name))
-    await asyncio.sleep(0.5)
-    verdict = judge(await listener.streams())
-    _end(stage, guest.name)
-    return _survival(
+async def levelled(play: Play, moves: int = MOVES) -> ActResult:
+    """The same guest with the level of both hosts goes there and back, under load."""
+    begun = play.clock()
+    play.display.step(f"booting a guest on {play.source}, levelled for both")
+    guest = await play.stage.hosts.start(
         "levelled",
-        "Levelled",
-        [_move(number, record) for number, record in enumerate(records, 1)],
-        verdict,
-        problem,
-        commands,
-        time.monotonic() - begun,
-    )
-
-
-async def translated(
-    stage: Stage, source: str, destination: str, say: Say, moved: Moved
-) -> ActResult:
-    """Act three: an unlevelled guest goes to the destination with the translator, and home."""
-    begun = time.monotonic()
-    born, abroad = stage.hosts.cpus.offered(source), stage.hosts.cpus.offered(destination)
-    usable = (born.features & abroad.features) | translatable()
-    say(f"booting an unlevelled guest on {source}")
-    guest = await stage.hosts.start(
-        "translated",
-        source,
-        stage.machine(test=",".join(sorted(usable & instruction_groups()))),
+        play.source,
+        play.stage.machine(**LOAD),
+        shown=play.baseline.model,
         lives_with_parent=True,
     )
-    commands = {source: _shell(guest.process)}
-    await stage.up(guest.process)
-    listener = Listener(stage, guest)
-    moves: list[MoveResult] = []
-    problem = ""
+    journey = _Journey(play, guest, begun)
+    problem: IsthmusError | None = None
     try:
-        say(f"moving it to {destination} with the translator armed")
-        record = await stage.hosts.move(
-            guest.name, destination, Options(translate=True, lives_with_parent=True)
-        )
-        commands[destination] = _of(stage, guest.name)
-        say(f"working on {destination}, translated")
-        await asyncio.sleep(STAY_S)
-        counts = await _counts(stage, guest.name)
-        moves.append(_move(1, record, counts))
-        moved(moves[0])
-        say(f"moving it home to {source}")
-        record = await stage.hosts.move(guest.name, source, Options(lives_with_parent=True))
-        await asyncio.sleep(STAY_S / 2)
-        moves.append(_move(2, record, await _counts(stage, guest.name)))
-        moved(moves[1])
-        if not counts:
-            problem = "nothing was translated"
-        elif moves[1].translated:
-            problem = "the translator did not go quiet at home"
+        await play.stage.up(guest.process)
+        for number in range(1, moves + 1):
+            host = play.destination if number % 2 else play.source
+            play.display.step(f"move {number} of {moves}: to {host}")
+            await journey.move(host)
+            journey.tell()
     except IsthmusError as error:
-        problem = str(error)
-    verdict = judge(
-        await listener.streams(), cpuid_may_lose=cpuid_words(born.features - abroad.features)
+        problem = error
+    result, verdict = await journey.end(ActName.LEVELLED, problem)
+    if not result.ok:
+        return result
+    downtime = spread([move.downtime_ms for move in result.moves])
+    assert downtime is not None
+    return msgspec.structs.replace(
+        result,
+        headline=f"alive and correct after {len(result.moves)} moves;"
+        f" downtime {downtime.median:.0f} ms at the median, {downtime.greatest:.0f} ms at most",
+        explanation=f"The guest saw only what both hosts have, so nothing it uses went missing."
+        f" {verdict.records} reports of its payload: none lost, repeated or wrong.",
     )
-    _end(stage, guest.name)
-    return _survival(
+
+
+async def translated(play: Play) -> ActResult:
+    """An unlevelled guest goes to the destination with the translator armed, and home again."""
+    begun = play.clock()
+    born, abroad = play.offers
+    # The program leaves alone what is lost and cannot be translated: that is no cure's business.
+    left_alone = (instruction_groups() & born.features) - abroad.features - translatable()
+    tests = (instruction_groups() & born.features) - left_alone
+    play.display.step(f"booting a guest on {play.source}, not levelled")
+    guest = await play.stage.hosts.start(
         "translated",
-        "Translated",
-        moves,
-        verdict,
-        problem,
-        commands,
-        time.monotonic() - begun,
+        play.source,
+        play.stage.machine(test=",".join(sorted(tests))),
+        lives_with_parent=True,
     )
-
-
-async def _counts(stage: Stage, name: str) -> dict[str, int]:
-    """What has been translated for the guest where it is now; nothing where no translator is."""
-    folder = stage.hosts.store.read(name).translator
-    if folder is None:
-        return {}
-    client = await TranslatorClient.connect(folder)
+    preflight = play.stage.hosts.check(guest, play.destination, translate=True)
+    journey = _Journey(play, guest, begun)
+    problem: IsthmusError | str | None = None
+    work: TranslatorStatus | None = None
     try:
-        return (await client.status()).translated
-    finally:
-        await client.close()
+        await play.stage.up(guest.process)
+        play.display.step(f"moving it to {play.destination}, translator armed")
+        await journey.move(play.destination, translate=True)
+        play.display.step(f"at work on {play.destination}, translated")
+        await asyncio.sleep(ABROAD_S)
+        work = await journey.translator()
+        journey.moves[-1] = _counted(journey.moves[-1], work)
+        journey.tell()
+        play.display.step(f"moving it home to {play.source}")
+        await journey.move(play.source, translate=True)
+        at_home = await journey.translator()
+        journey.moves[-1] = _counted(journey.moves[-1], at_home)
+        journey.tell()
+        if at_home is not None and at_home.traps:
+            problem = f"the translator did not go quiet at home: {at_home.traps} traps"
+    except IsthmusError as error:
+        problem = error
+    if problem is None and preflight.needs_translation and not (work and work.translated):
+        problem = "nothing was translated, although something should have been"
+    may_lose = born.features - preflight.shown.features
+    result, _ = await journey.end(ActName.TRANSLATED, problem, may_lose=may_lose)
+    result = msgspec.structs.replace(result, findings=preflight.findings)
+    return result if not result.ok else _cured(result, work, left_alone)
 
 
-def _move(
-    number: int, record: MigrationRecord, translated_counts: dict[str, int] | None = None
-) -> MoveResult:
-    figures = record.figures
-    assert figures is not None
-    return MoveResult(
-        number=number,
-        source=record.plan.source_host,
-        destination=record.plan.destination_host,
-        total_ms=figures.total_ms,
-        downtime_ms=figures.downtime_ms,
-        stopped_ms=figures.stopped_ms,
-        moved_bytes=figures.moved_bytes,
-        translated=translated_counts or {},
-    )
-
-
-def _survival(
-    name: str,
-    title: str,
-    moves: list[MoveResult],
-    verdict: Verdict,
-    problem: str,
-    commands: dict[str, str],
-    seconds: float,
+def _cured(
+    result: ActResult, work: TranslatorStatus | None, left_alone: frozenset[str]
 ) -> ActResult:
-    """The result of an act that the guest has to survive."""
-    ok = not problem and verdict.ok
-    timed = [
-        msgspec.structs.replace(move, guest_gap_ms=times.guest_gap_ms, silence_ms=times.silence_ms)
-        for move, times in zip(moves, verdict.hops, strict=False)
-    ]
-    if ok:
-        worst = max((move.downtime_ms for move in moves), default=0.0)
-        outcome = (
-            f"alive after {len(moves)} moves, {verdict.records} reports without a fault,"
-            f" downtime at most {worst:.0f} ms"
-        )
-    else:
-        outcome = problem or "the payload found something wrong"
-    return ActResult(
-        name=name,
-        title=title,
-        ok=ok,
-        outcome=outcome,
-        moves=tuple(timed),
-        commands=commands,
-        faults=tuple(f"{fault.kind}: {fault.detail}" for fault in verdict.faults[:20]),
-        records=verdict.records,
-        seconds=seconds,
+    if work is None or not work.translated:
+        headline = "alive and correct; nothing that it uses was missing, so nothing was translated"
+        return msgspec.structs.replace(result, headline=headline)
+    count = sum(work.translated.values())
+    spared = f" The program leaves {', '.join(sorted(left_alone))} alone." if left_alone else ""
+    return msgspec.structs.replace(
+        result,
+        headline=f"alive and correct there and back; {count} instructions were translated,"
+        f" {work.us_per_instruction:.0f} µs each, none at home",
+        explanation="Each missing instruction stops the guest at its #UD entry; the translator does"
+        f" the instruction's work and lets it go on. {work.passed} traps were the guest's own"
+        f" affair (UD2) and reached it untouched.{spared}",
     )
 
 
-def _of(stage: Stage, name: str) -> str:
-    """The command line of the process in which a guest runs now."""
-    guest: Guest = stage.hosts.store.read(name)
-    return shlex.join(guest.spec.arguments(guest.process.directory, incoming=True))
+def _counted(move: MoveResult, work: TranslatorStatus | None) -> MoveResult:
+    if work is None:
+        return move
+    return msgspec.structs.replace(
+        move,
+        translated=work.translated,
+        us_per_instruction=work.us_per_instruction if work.translated else None,
+    )
 
 
-def _shell(running: process.QemuProcess) -> str:
-    return shlex.join(running.command)
+def _outcome(problem: IsthmusError | str | None, verdict: Verdict) -> Outcome:
+    kinds: Sequence[str] = [fault.kind for fault in verdict.faults]
+    if isinstance(problem, RefusedError):
+        return Outcome.REFUSED
+    if "death" in kinds:
+        return Outcome.KILLED
+    if kinds:
+        return Outcome.WRONG
+    return Outcome.LIVED if problem is None else Outcome.NOT_MOVED
 
 
-def _end(stage: Stage, name: str) -> None:
-    for left in process.mentioning(stage.hosts.store.run / name):
-        left.kill()
-    stage.hosts.store.forget(name)
+def _judged(verdict: Verdict) -> str:
+    if verdict.ok:
+        return "alive and correct"
+    first = verdict.faults[0]
+    return (
+        f"the payload found {verdict.fault_count} faults; the first: {first.kind}: {first.detail}"
+    )

@@ -2,10 +2,10 @@
 
 from isthmus.errors import InputError
 
-# 2008: AMD's and Red Hat's demonstration, a 45 nm Opteron and a Xeon E5420.
-# modern: the newest two whose difference QEMU 7.2's emulation can show.
-PAIRS = {"2008": ("phenom", "Penryn"), "modern": ("EPYC", "Skylake-Server")}
-DEFAULT = "2008"
+# classic: AMD's and Red Hat's demonstration of 2008 had a 45 nm Opteron and a Xeon E5420.
+# modern: an EPYC and a Xeon of 2021; QEMU has had both models since 6.0.
+PAIRS = {"classic": ("phenom", "Penryn"), "modern": ("EPYC-Milan", "Icelake-Server")}
+DEFAULT = "classic"
 
 
 def pair_of(text: str) -> tuple[str, str]:
@@ -19,6 +19,6 @@ def pair_of(text: str) -> tuple[str, str]:
     if len(models) != 2 or not all(models):
         raise InputError(
             f"--pair {text}: not a pair",
-            remedy=f"give {', '.join(sorted(PAIRS))}, or two CPU models as A,B",
+            remedy=f"give {' or '.join(PAIRS)}, or two CPU models of QEMU as A,B",
         )
     return models[0], models[1]

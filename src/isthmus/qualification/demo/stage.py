@@ -1,31 +1,33 @@
 """The stage of the demo: two hosts, a folder of its own, and nothing left behind.
 
 All processes are started with ``lives_with_parent`` and killed at the end; all files lie in one
-temporary folder that is removed.
+folder that is removed.  So an interrupted demo leaves nothing, and a killed one only that folder.
 """
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Self
 
-from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
-from isthmus.errors import IsthmusError
+from isthmus.errors import EnvironmentLackError, InputError, IsthmusError
+from isthmus.guest.console import find_death, readable
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.binary import QemuBinary, find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator, Trial, try_accelerator
-from isthmus.hypervisor.qemu.guests import Guest, GuestStore
+from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
 from isthmus.migration.hosts import Hosts, Machine
+from isthmus.places import run_folder
 from isthmus.qualification.lab.image import GuestImage, build_image, command_line
-from isthmus.qualification.payload.report import Follower, Stream
 
 BOOT_TIMEOUT_S = 90.0
+POLL_S = 0.02
 
 
 class Stage:
@@ -52,21 +54,20 @@ class Stage:
         """Find QEMU, choose the engine, build the guest image; clean up whatever happens.
 
         :raises InputError: QEMU has no CPU model of that name.
+        :raises EnvironmentLackError: this machine lacks something.
         """
+        progress("finding out what can play both hosts")
         binary = await asyncio.to_thread(find_qemu, qemu)
-        progress("trying which engine can play both hosts")
-        trial, cpus = await _engine(binary, pair, engine)
-        for name in pair:
-            cpus.offered(name)
+        trial, cpus = await choose_engine(binary, pair, engine)
+        progress("looking for the guest image")
         image = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
-        folder = Path(tempfile.mkdtemp(prefix="isthmus-demo-"))
-        try:
-            store = GuestStore(folder / "state", folder / "run")
+        with _own_folder() as folder:
+            store = GuestStore(folder / "state", folder)
             yield cls(Hosts(binary, trial.accelerator, cpus, store), image, trial, folder)
-        finally:
-            for left in process.mentioning(folder):
-                left.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def offered(self, host: str) -> CpuModel:
+        """What the host of that name truly offers."""
+        return self.hosts.cpus.offered(host)
 
     def machine(self, **options: object) -> Machine:
         """The lab guest, with options for its payload."""
@@ -76,88 +77,91 @@ class Stage:
             command_line=command_line(options),
         )
 
-    async def up(self, running: process.QemuProcess, *, ticks: int = 2) -> None:
-        """Wait until the payload has ticked.
+    async def up(
+        self, running: process.QemuProcess, *, ticks: int = 2, patience_s: float = BOOT_TIMEOUT_S
+    ) -> None:
+        """Wait until the payload has ticked ``ticks`` times in this process.
 
-        :raises IsthmusError: it does not; tells the console's last line.
+        :raises IsthmusError: it does not; tells of its death, or the console's last line.
         """
-        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and running.alive():
             if running.payload.exists() and running.payload.read_bytes().count(b" tick ") >= ticks:
                 return
-            await asyncio.sleep(0.02)
-        said = running.console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            await asyncio.sleep(POLL_S)
+        console = running.console.read_bytes() if running.console.exists() else b""
+        death = find_death(console)
+        said = readable(console, last=1)
+        why = death.headline if death else said[0] if said else "its console is empty"
         raise IsthmusError(
-            f"the guest does not come up: {said[-1] if said else 'its console is empty'}",
+            f"the guest's payload is silent: {why}",
             remedy="isthmus doctor tells whether this machine has what is needed",
         )
 
 
-class Listener:
-    """Follows the payload of one guest from process to process, stamping what arrives."""
+async def choose_engine(
+    binary: QemuBinary, pair: tuple[str, str], wanted: str = "auto"
+) -> tuple[Trial, QemuCpus]:
+    """KVM if it truly runs guests and gives both models whole, else TCG; with the reason.
 
-    def __init__(self, stage: Stage, guest: Guest) -> None:
-        self._folder = stage.hosts.store.run / guest.name
-        self._followers = [Follower(guest.process.payload)]
-        self._task = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        while True:
-            # The next process's file appears in the next folder while it is being prepared.
-            following = self._folder / str(len(self._followers)) / "payload.log"
-            if following.exists():
-                self._followers.append(Follower(following))
-            for follower in self._followers[-2:]:
-                follower.poll()
-            await asyncio.sleep(0.002)
-
-    async def streams(self) -> list[Stream]:
-        """Stop following and return all that came, one stream for each process."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        for follower in self._followers:
-            follower.poll()
-        return [follower.stream for follower in self._followers]
-
-
-def cpuid_words(names: frozenset[str]) -> dict[tuple[int, int, str], int]:
-    """The CPUID bits of features, as the payload's judge wants them."""
-    words: dict[tuple[int, int, str], int] = {}
-    for name in names:
-        feature = FEATURES.get(name)
-        if feature is None or feature.leaf is None or feature.bit is None:
-            continue
-        place = (feature.leaf, feature.subleaf or 0, str(feature.register))
-        words[place] = words.get(place, 0) | 1 << feature.bit
-        if name == "svm":  # its whole leaf goes with it
-            words |= dict.fromkeys(
-                ((0x8000000A, 0, register) for register in ("eax", "ebx", "ecx", "edx")), 0xFFFFFFFF
-            )
-    return words
-
-
-def differences(one: CpuModel, other: CpuModel) -> tuple[str, ...]:
-    """What the first has and the second lacks, sorted."""
-    return tuple(sorted(one.features - other.features))
-
-
-async def _engine(binary: QemuBinary, pair: tuple[str, str], wanted: str) -> tuple[Trial, QemuCpus]:
-    """KVM if it truly runs guests and gives both models whole, else TCG; with the reason."""
-    if wanted in {"auto", "kvm"}:
+    :param wanted: ``auto``, or ``kvm`` or ``tcg`` to take no other.
+    :raises InputError: QEMU has no CPU model of that name.
+    :raises EnvironmentLackError: KVM was asked for and cannot do it.
+    """
+    reason = "asked for"
+    if wanted != Accelerator.TCG:
         trial = await asyncio.to_thread(try_accelerator, binary, Accelerator.KVM)
+        reason = f"KVM is not usable here: {trial.reason}"
         if trial.works:
-            cpus = await read_cpus(binary, Accelerator.KVM)
-            lacking = {name: cpus.unavailable.get(name, frozenset()) for name in pair}
-            short = [name for name in pair if lacking[name]]
-            if wanted == "kvm" or not short:
+            cpus = await _cpus(binary, Accelerator.KVM, pair)
+            short = {name: cpus.unavailable[name] for name in pair if cpus.unavailable[name]}
+            if not short:
                 return trial, cpus
-            reason = f"KVM runs guests here, but this CPU cannot play {' and '.join(short)}"
-        else:
-            reason = f"KVM is not usable here: {trial.reason}"
-        if wanted == "kvm":
-            raise IsthmusError(reason, remedy="use --engine tcg")
-    else:
-        reason = "asked for"
-    trial = Trial(accelerator=Accelerator.TCG, works=True, reason=reason)
-    return trial, await read_cpus(binary, Accelerator.TCG)
+            lacks = "; ".join(f"{name}: {', '.join(sorted(of))}" for name, of in short.items())
+            reason = f"KVM runs guests here but lacks what the two hosts have ({lacks})"
+        if wanted == Accelerator.KVM:
+            raise EnvironmentLackError(reason, remedy="use --engine tcg, or auto")
+    tcg = Trial(accelerator=Accelerator.TCG, works=True, reason=reason)
+    return tcg, await _cpus(binary, Accelerator.TCG, pair)
+
+
+async def _cpus(binary: QemuBinary, accelerator: Accelerator, pair: tuple[str, str]) -> QemuCpus:
+    cpus = await read_cpus(binary, accelerator)
+    for name in pair:
+        cpus.offered(name)
+        if name in {"host", "max", "base"}:
+            raise InputError(
+                f"{name}: means another CPU on every machine",
+                remedy="name a model of a real processor",
+            )
+    return cpus
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A folder whose processes are ended, and which is removed, when the block is left."""
+    run = process.private_directory(run_folder())
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=run))
+    try:
+        yield folder
+    finally:
+        end_processes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            run.rmdir()  # only if nobody else uses it
+
+
+def end_processes(folder: Path) -> None:
+    """End the QEMUs and translators of ours that live in ``folder``, nobody else's."""
+    for found in process.mentioning(folder):
+        if _parent(found.pid) == os.getpid():
+            found.kill()
+
+
+def _parent(pid: int) -> int | None:
+    """Field 4 of /proc/PID/stat (proc(5)); None for a process that has gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(text[text.rindex(")") + 2 :].split()[1])

@@ -1,88 +1,234 @@
-"""The demo on a terminal: what happens, each move as a bar, one screen of summary."""
+"""The demo on a terminal: what happens now, each move as a bar, and one screen of summary.
 
+What comes from a guest is printed as plain text, never as markup.
+"""
+
+import re
+from collections.abc import Sequence
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.panel import Panel
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from isthmus.qualification.demo.result import ActResult, DemoResult, MoveResult
+from isthmus.migration.engine import Progress
+from isthmus.qualification.demo.result import (
+    TITLES,
+    ActName,
+    ActResult,
+    DemoResult,
+    MoveResult,
+    spread,
+)
 
-_TITLES = {
-    "without": "Act 1 - without Isthmus: plain QMP migration",
-    "levelled": "Act 2 - levelled: there and back",
-    "translated": "Act 3 - translated: an unlevelled guest lives",
-}
-_BAR_MS = 2.0  # milliseconds of downtime for one character
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_BAR = 24  # characters of the longest bar
+_BAR_MS = 25.0  # the downtime that fills it, unless a longer one has been seen
+_ROWS = 20  # moves that get a row of their own on a terminal; more are drawn as a line
+_TELLING = re.compile(
+    r"invalid opcode|trap |RIP: 0010|^Code: |Kernel panic - not syncing|segfault at|BUG:"
+)
+_SHORT = 4  # lines of console in the summary
 
 
 class TerminalDisplay:
-    """Tells on the standard error, so that the standard output stays free for results."""
+    """Shows the demo as it happens: lines that stay, and below them what is being done."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status = console.status("")
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._doing = ""
+        self._moving = ""
+        self._moves: list[MoveResult] = []
 
     def __enter__(self) -> Self:
-        self._status.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._live.stop()
 
     def step(self, text: str) -> None:
         """Something that takes time begins."""
-        self._status.update(text)
-        if not self._console.is_terminal:
-            self._console.print(f"  {text}", highlight=False, markup=False)
+        self._doing, self._moving = text, ""
+        if self._console.is_terminal:
+            self._draw()
+        else:
+            self._say(Text(f"  {text} …", style="dim"))
 
-    def act(self, title: str) -> None:
+    def act(self, name: ActName) -> None:
         """An act begins."""
-        self._console.print(Text(_TITLES[title], style="bold"))
+        self._moves = []
+        self._say(Text(f"\nAct {list(ActName).index(name) + 1}: {TITLES[name]}", style="bold"))
+
+    def progress(self, progress: Progress) -> None:
+        """A move has come further."""
+        transfer = progress.transfer
+        if transfer is None or not transfer.total:
+            self._moving = progress.phase.value
+        else:
+            share = 100 * (transfer.total - transfer.remaining) / transfer.total
+            self._moving = f"{progress.phase.value} {share:.0f} %"
+        if self._console.is_terminal:
+            self._draw()
 
     def moved(self, move: MoveResult) -> None:
         """A move has been done: its times, the downtime as a bar."""
-        bar = "#" * max(1, min(40, round(move.downtime_ms / _BAR_MS)))
-        count = sum(move.translated.values())
-        tail = f"  {count} instructions translated" if count else ""
-        self._console.print(
-            Text(
-                f"  {move.number:3} {move.source} -> {move.destination}"
-                f"  total {move.total_ms:5.0f} ms  downtime {move.downtime_ms:5.1f} ms {bar}{tail}"
-            )
-        )
+        self._moves.append(move)
+        if move.number <= _ROWS or not self._console.is_terminal:
+            self._say(_row(move))
+        elif self._console.is_terminal:
+            self._draw()
 
     def ended(self, act: ActResult) -> None:
-        """An act has ended: its outcome, and for a death the console and the explanation."""
-        for line in act.console[:14]:
-            self._console.print(Text("    | " + line, style="dim"))
-        style = "green" if act.ok else "red"
-        self._console.print(Text(f"  {act.outcome}", style=style))
+        """An act has ended: what happened; for a death the guest's own words and the reason."""
+        for line in telling(act.console):
+            self._say(Text(f"  │ {line}", style="yellow"))
+        self._say(_mark(act, Text(act.headline)))
         if act.explanation:
-            self._console.print(Text("  " + act.explanation))
-        for fault in act.faults[:5]:
-            self._console.print(Text("  ! " + fault, style="red"))
+            self._say(Text(f"    {act.explanation}"))
+        for fault in act.faults[:5] if not act.ok else ():
+            self._say(Text(f"    ! {fault}", style="red"))
+        self._doing = ""
+
+    def _say(self, line: Text) -> None:
+        self._console.print(line, highlight=False)
+
+    def _draw(self) -> None:
+        rows: list[RenderableType] = []
+        if len(self._moves) > _ROWS:
+            width = max(10, self._console.width - 24)
+            rows.append(Text(f"  downtime {sparkline(self._moves, width)}", style="cyan"))
+        if self._doing:
+            doing = f" {self._doing}" + (f" ({self._moving})" if self._moving else "")
+            rows.append(Spinner("dots", Text(doing)))
+        self._live.update(Group(*rows), refresh=True)
 
 
-def summary(result: DemoResult) -> Panel:
+def summary(result: DemoResult, report: str = "") -> Panel:
     """The whole demo on one screen."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("act", "as expected", "moves", "downtime ms", "outcome"):
-        table.add_column(heading)
-    for act in result.acts:
-        times = [move.downtime_ms for move in act.moves]
-        table.add_row(
-            act.title,
-            "yes" if act.ok else "NO",
-            str(len(act.moves)),
-            f"{min(times):.0f}-{max(times):.0f}" if times else "-",
-            Text(act.outcome),
-        )
-    title = f"{result.source} <-> {result.destination}, Linux {result.kernel}, QEMU {result.qemu}"
-    verdict = "all as expected" if result.ok else "NOT as expected"
-    return Panel(
-        table,
-        title=Text(title),
-        subtitle=Text(f"{result.engine}: {verdict}, {result.seconds:.0f} s"),
+    verdict = (
+        Text("all as expected", style="bold green")
+        if result.ok
+        else Text("NOT as expected", style="bold red")
     )
+    body: list[RenderableType] = [
+        Text(
+            f"{_named(result.source.name, result.source.vendor)}  ⇄ "
+            f" {_named(result.destination.name, result.destination.vendor)}"
+            f"   Linux {result.kernel}, QEMU {result.qemu} ({result.engine})",
+            style="dim",
+        )
+    ]
+    for act in result.acts:
+        body += [Text(""), _mark(act, Text(act.title, style="bold")), *_details(act)]
+    body += [
+        Text(""),
+        Text.assemble(
+            verdict,
+            f" in {result.seconds:.0f} s",
+            f" (set-up {result.setup_s:.0f} s)" if result.setup_s >= 1 else "",
+            f"; report: {report}" if report else "",
+        ),
+    ]
+    return Panel(Group(*body), title="Isthmus: live migration between makers", padding=(0, 1))
+
+
+def _details(act: ActResult) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if not act.ok or act.name is not ActName.WITHOUT:
+        lines.append(Text(f"  {act.headline}", style="" if act.ok else "red"))
+    if act.name is ActName.WITHOUT:
+        excerpt = telling(act.console)[-_SHORT:]
+        lines += [_cut(Text(f"  │ {line}", style="yellow")) for line in excerpt]
+        if not excerpt and act.ok:
+            lines.append(Text(f"  {act.headline}", style="yellow"))
+        if act.explanation:
+            lines.append(Text(f"  {act.explanation}"))
+        return lines
+    if act.name is ActName.LEVELLED and act.moves:
+        lines.append(_figures(act.moves))
+        lines.append(Text(f"  downtime of each move  {sparkline(act.moves, 44)}", style="cyan"))
+    if act.name is ActName.TRANSLATED:
+        for move in act.moves:
+            if move.translated:
+                lines.append(
+                    Text(f"  translated on {move.destination}: {counted(move)}", style="cyan")
+                )
+    if not act.ok:
+        lines += [Text(f"  ! {fault}", style="red") for fault in act.faults[:3]]
+    return lines
+
+
+def _figures(moves: Sequence[MoveResult]) -> Table:
+    """Least, median and greatest of each figure."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for heading in ("least", "median", "greatest"):
+        table.add_column(heading, justify="right")
+    for name, values in (
+        ("  downtime (QEMU) ms", [move.downtime_ms for move in moves]),
+        ("  stopped to resumed ms", [move.stopped_ms for move in moves]),
+        ("  gap the guest saw ms", [move.guest_gap_ms for move in moves]),
+        ("  whole move ms", [move.total_ms for move in moves]),
+    ):
+        found = spread(values)
+        if found is not None:
+            numbers = (found.least, found.median, found.greatest)
+            table.add_row(name, *(f"{number:.0f}" for number in numbers))
+    return table
+
+
+def sparkline(moves: Sequence[MoveResult], width: int) -> str:
+    """The downtimes as a line of blocks, the latest at the right, with the highest named."""
+    latest = [move.downtime_ms for move in moves[-width:]]
+    highest = max([*latest, 1.0])
+    blocks = "".join(_BLOCKS[round(value / highest * (len(_BLOCKS) - 1))] for value in latest)
+    return f"{blocks}  (█ = {highest:.0f} ms)"
+
+
+def counted(move: MoveResult) -> str:
+    """What was translated at the destination, the most frequent first."""
+    pairs = sorted(move.translated.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{name} {count}" for name, count in pairs)
+
+
+def telling(console: Sequence[str]) -> tuple[str, ...]:
+    """The lines of a death that tell what happened: the trap, where, the bytes, the panic."""
+    found: list[str] = []
+    for line in console:
+        if _TELLING.search(line) and not line.startswith("---[ end") and line not in found:
+            found.append(line)
+    return tuple(found[:8])
+
+
+def _row(move: MoveResult) -> Text:
+    share = min(1.0, move.downtime_ms / _BAR_MS)
+    bar = "█" * max(1, round(share * _BAR))
+    seen = "" if move.guest_gap_ms is None else f"  guest saw {move.guest_gap_ms:3.0f} ms"
+    row = Text.assemble(
+        f"  {move.number:3}  {move.source} → {move.destination}",
+        f"  {move.total_ms:5.0f} ms in all{seen}",
+        f"  down {move.downtime_ms:3.0f} ms ",
+        (bar, "cyan"),
+    )
+    if move.translated:
+        row.append(f"  translated {sum(move.translated.values())}", style="magenta")
+    return _cut(row)
+
+
+def _cut(text: Text) -> Text:
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _mark(act: ActResult, text: Text) -> Text:
+    return Text.assemble(("✓ ", "green") if act.ok else ("✗ ", "red"), text)
+
+
+def _named(name: str, vendor: str) -> str:
+    return f"{name} ({vendor})"
