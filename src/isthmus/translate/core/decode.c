@@ -24,10 +24,11 @@ static uint64_t take_signed(struct instruction *insn, unsigned bytes)
 static bool note_prefix(struct instruction *insn, uint8_t byte)
 {
     switch (byte) {
-    case 0x26: insn->segment = ISTHMUS_ES; return true;
-    case 0x2e: insn->segment = ISTHMUS_CS; return true;
-    case 0x36: insn->segment = ISTHMUS_SS; return true;
-    case 0x3e: insn->segment = ISTHMUS_DS; return true;
+    case 0x26: case 0x2e: case 0x36: case 0x3e:
+        /* ES CS SS DS; in 64-bit mode they are null prefixes that do not even end FS or GS. */
+        if (insn->machine->mode != 64)
+            insn->segment = byte >> 3 & 3;
+        return true;
     case 0x64: insn->segment = ISTHMUS_FS; return true;
     case 0x65: insn->segment = ISTHMUS_GS; return true;
     case 0x66: insn->operand_size = true; return true;
@@ -52,9 +53,6 @@ bool decode_opcode(struct instruction *insn)
             break;
         }
     }
-    /* In 64-bit mode ES, CS, SS and DS overrides are taken and ignored. */
-    if (insn->machine->mode == 64 && insn->segment >= 0 && insn->segment < ISTHMUS_FS)
-        insn->segment = -1;
     insn->map = MAP_ONE_BYTE;
     if (byte == 0x0f) {
         insn->map = MAP_0F;
