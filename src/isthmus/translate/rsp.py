@@ -31,7 +31,8 @@ SIGINT, SIGTRAP, SIGXCPU = 2, 5, 24
 _STOP = re.compile(rb"[TS]([0-9a-f]{2})(?:.*?thread:p?([0-9a-f]{1,8}(?:\.[0-9a-f]{1,8})?))?")
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 _INCLUDE = re.compile(rb'href="([\w.-]{1,64})"')
-_REGISTER = re.compile(rb'<reg name="(\w{1,16})"[^>]{0,200}?(?:regnum="(\d{1,4})")?[^>]{0,200}?/>')
+_REGISTER = re.compile(rb"<reg ([^>]{1,300})/>")
+_NAME, _REGNUM = re.compile(rb'\bname="(\w{1,16})"'), re.compile(rb'\bregnum="(\d{1,4})"')
 
 
 class StubGoneError(HypervisorError):
@@ -236,9 +237,11 @@ class Stub:
         for name in _INCLUDE.findall(text)[:16]:
             description = _COMMENT.sub(b"", await self._document(name))
             for register in _REGISTER.finditer(description):
-                if register[2]:
-                    number = int(register[2])
-                self.numbers[register[1].decode()] = number
+                named, numbered = _NAME.search(register[1]), _REGNUM.search(register[1])
+                if numbered is not None:
+                    number = int(numbered[1])
+                if named is not None:
+                    self.numbers[named[1].decode()] = number
                 number += 1
 
     async def _document(self, name: bytes) -> bytes:
