@@ -88,20 +88,29 @@ async def status(abroad):
         await client.close()
 
 
+def translator_of(abroad) -> int:
+    """The process id of the guest's translator."""
+    marks = (b"isthmus.translate.service", os.fsencode(abroad.translator))
+    lines = {
+        int(entry.name): (entry / "cmdline").read_bytes()
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdecimal() and (entry / "cmdline").exists()
+    }
+    (pid,) = [pid for pid, line in lines.items() if all(mark in line for mark in marks)]
+    return pid
+
+
 def verdict(*processes):
     return judge([p.payload.read_bytes() for p in processes], cpuid_may_lose=ANY_CPUID)
 
 
-@pytest.mark.parametrize(
-    ("vcpus", "extra"), [(1, ""), (2, ""), (1, " mitigations=off"), (1, " pti=on"), (2, " pti=on")]
-)
+@pytest.mark.parametrize(("vcpus", "extra"), [(1, ""), (2, " pti=on"), (1, " mitigations=off")])
 async def test_crosses_and_comes_home(hosts, image, vcpus, extra):
     async with guest(hosts, image, vcpus=vcpus, extra=extra) as born:
         _, abroad = await there(hosts)
         await ticks(abroad.process.payload, 8)
         found = await status(abroad)
         assert not found.problem
-        print(found)
         assert {"RDTSCP", "EXTRQ", "INSERTQ", "MOVNTSD", "MOVNTSS", "PFADD", "PSWAPD", "FEMMS",
                 "POPCNT"} <= set(found.translated)  # fmt: skip
         assert found.passed > 0, "the payload's own UD2 has to reach the guest"
@@ -118,13 +127,7 @@ async def test_a_killed_translator_is_replaced(hosts, image):
     async with guest(hosts, image) as born:
         _, abroad = await there(hosts)
         await ticks(abroad.process.payload, 2)
-        (pid,) = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdecimal()
-            and b"isthmus.translate.service" in (entry / "cmdline").read_bytes()
-            and os.fsencode(abroad.translator) in (entry / "cmdline").read_bytes()
-        ]
+        pid = translator_of(abroad)
         os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(1)
         before = count(abroad.process.payload)

@@ -42,6 +42,7 @@ from isthmus.translate.rsp import (
 )
 from isthmus.translate.vectors import (
     Island,
+    NoEntryError,
     Vectors,
     find_vectors,
     reach,
@@ -155,6 +156,7 @@ class Translator:
         self._inserted = False
         self._loop: asyncio.Task[None] | None = None
         self._holding = False
+        self._busy = False
         self._thread = b""
         self._frames: dict[bytes, list[int]] = {}
         self._sites: list[int] = []
@@ -205,7 +207,6 @@ class Translator:
             if self.problem or not await self._in_between():
                 break
             # Let it get out of there: run it for a moment, longer each time.
-            self._holding = False
             self.stub.go()
             self._loop = asyncio.create_task(self._serve())
             await asyncio.sleep(0.0002 * (1 + attempt % 20))
@@ -213,8 +214,22 @@ class Translator:
             raise StubGoneError("the guest does not leave its #UD entry")
         await self._remove()
 
+    async def detach(self) -> None:
+        """Leave the guest for good, running if it ran."""
+        running = self.running
+        await self.hold()
+        self.vectors = None
+        if running:
+            self.stub.go()
+        await self.stub.close()
+
     async def release(self) -> None:
-        """Let a held guest go on: break and write again, then run."""
+        """Let a held guest go on: break and write again, then run.
+
+        :raises NoEntryError: it was never armed.
+        """
+        if self.vectors is None:
+            raise NoEntryError("the translator is not armed", remedy="arm it first")
         if not self._inserted:
             await self._insert()
         self.resume()
@@ -245,7 +260,8 @@ class Translator:
         if self._loop is None:
             return
         self._holding = True
-        self.stub.interrupt()
+        if not self._busy:
+            self.stub.interrupt()
         if self.standing:
             # Most likely it still stands and the interrupt goes unheard.
             await asyncio.wait({self._loop}, timeout=_STAND_S)
@@ -267,7 +283,8 @@ class Translator:
         self._thread = b""
         for vcpu in self.vectors.vcpus:
             answers = await self.stub.ask(b"Hgp1.%x" % (vcpu.number + 1), b"g")
-            if self.vectors.ours(Registers(_registers(answers[-1])).rip):
+            rip = Registers(_registers(answers[-1])).rip
+            if self.vectors.ours(rip):
                 return True
         return False
 
@@ -311,18 +328,15 @@ class Translator:
                     continue  # somebody else's stop: whoever made it may end it
                 self.standing = 0
                 begun = time.perf_counter_ns()
+                self._busy = True
                 translated = await self._trap(stop)
-                if translated is None:
-                    in_a_row += 1
-                    self.spurious += 1
-                    if in_a_row > SPURIOUS_LIMIT:
-                        self.problem = "the guest stops without a #UD, again and again"
-                        return
-                    self.stub.go()
-                else:
-                    in_a_row = 0
-                    if translated:
-                        self._spent_ns += time.perf_counter_ns() - begun
+                self._busy = False
+                if translated:
+                    self._spent_ns += time.perf_counter_ns() - begun
+                in_a_row = in_a_row + 1 if translated is None else 0
+                if in_a_row > SPURIOUS_LIMIT:
+                    self.problem = "the guest stops without a #UD, again and again"
+                    return
                 if self._holding:
                     if self.standing:
                         return
@@ -332,22 +346,42 @@ class Translator:
             self.problem = str(error)
 
     async def _trap(self, stop: Stop) -> bool | None:
-        """Serve one stop and resume; whether an instruction was translated.
-
-        None: no vCPU was reported at the #UD entry; nothing was done, nor the guest resumed.
-        """
+        """Serve one stop and resume; whether an instruction was translated, None if no #UD."""
         trap = await self._read(stop)
         if trap is None:
+            self.spurious += 1
+            self.stub.go()
             return None
-        requests = None
-        if trap.frame:
-            requests = await self._work(trap)
+        requests = await self._work(trap) if trap.frame else None
         if requests is None:
             self.passed += 1
             await self._pass(stop)
             return False
-        self.stub.go(*requests)
+        if self._holding:
+            await self._step_out(requests)
+        else:
+            self.stub.go(*requests)
         return True
+
+    async def _step_out(self, requests: list[bytes]) -> None:
+        """Complete a trap by single steps, so that the vCPU stands in the guest's own code.
+
+        Run freely towards a stop it would be stopped on its way out, or in its next trap.
+        """
+        for _ in range(len(Island.PIECES)):
+            stepped = await self.stub.step(_full(self._thread), *requests)
+            requests = []
+            if stepped.signal != SIGTRAP:
+                self.standing = stepped.signal
+                return
+            (answer,) = await self.stub.ask(b"g")
+            if not self._leaving(Registers(_registers(answer)).rip):
+                break
+        self.stub.go()
+
+    def _leaving(self, rip: int) -> bool:
+        vectors = self._known()
+        return rip == vectors.iretq or (vectors.island is not None and vectors.island.covers(rip))
 
     async def _read(self, stop: Stop) -> _Trap | None:
         """The registers and the frame of the vCPU that stopped, guessing where the frame is."""

@@ -191,7 +191,10 @@ class Stub:
         """Let one vCPU execute one instruction, after the requests in ``before``."""
         self._owed += len(before)
         self._send([*before, b"vCont;s:" + thread])
-        return await asyncio.wait_for(self.stopped(), ANSWER_TIMEOUT_S)
+        try:
+            return await asyncio.wait_for(self.stopped(), ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise StubGoneError("a single step does not end") from error
 
     def interrupt(self) -> None:
         """Stop the running guest; the stop reply follows.  A guest that stands does not notice."""
