@@ -207,3 +207,23 @@ def test_real_programs_killed() -> None:
     assert segfault is not None
     assert (segfault.trap, segfault.ip) == ("segfault", 0x4016EE)
     assert segfault.code[segfault.offset :].startswith(bytes.fromhex("c7042510000000"))
+
+
+def test_a_real_program_killed_with_its_registers_printed() -> None:
+    """With kernel.print-fatal-signals the code stands below the registers, not on the next line."""
+    death = find_death((DATA / "console-6.1-killed-with-registers.txt").read_bytes())
+    assert death is not None
+    assert (death.kind, death.program, death.trap) == (
+        Kind.KILLED_BY_SIGNAL, "payload", "invalid opcode",
+    )  # fmt: skip
+    assert death.code[death.offset :].startswith(bytes.fromhex("660f79c1"))  # EXTRQ XMM0, XMM1
+    assert "<66> 0f 79 c1" in death.lines[-1]
+
+
+def test_a_long_dump_keeps_the_sentence_of_the_panic() -> None:
+    filler = b"".join(b" function_%d+0x1/0x2\n" % number for number in range(200))
+    death = find_death(b"invalid opcode: 0000 [#1]\n" + filler + READ_TSC[-260:] + filler)
+    assert death is not None
+    assert len(death.lines) <= MAX_LINES
+    assert death.lines[0].startswith("invalid opcode")
+    assert any(line.startswith("Kernel panic - not syncing") for line in death.lines)

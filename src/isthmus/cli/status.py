@@ -21,7 +21,7 @@ def status(no_recover: bool, as_json: bool) -> None:
 
 
 async def _status(*, recover_them: bool, as_json: bool) -> None:
-    from isthmus.migration.hosts import recover, unfinished
+    from isthmus.migration.hosts import recover, revive_translators, unfinished
     from isthmus.migration.record import records
     from isthmus.values import to_json
 
@@ -32,6 +32,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
             await recover(store, path)
         except IsthmusError as error:
             problems[path.stem] = str(error)
+    revived = await revive_translators(store) if recover_them else []
     guests = [store.read(name) for name in store.names()]
     moves = [record for _, record in records(store.journals)]
     if as_json:
@@ -49,6 +50,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
                     ],
                     "migrations": moves,
                     "problems": problems,
+                    "translators_revived": revived,
                 }
             )
         )
@@ -60,5 +62,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
         plan = record.plan
         why = f" ({record.error})" if record.error else ""
         click.echo(f"migration {plan.id} of {plan.guest}: {record.phase}{why}")
+    for name in revived:
+        click.echo(f"guest {name}: its translator had died and was started again")
     for name, problem in problems.items():
         click.echo(f"migration {name}: {problem}", err=True)

@@ -31,6 +31,8 @@ MAX_LINE = 1024
 """Characters of a line that are looked at."""
 MAX_LINES = 60
 """Lines of evidence kept in :attr:`Death.lines`."""
+_AFTER_PANIC = 12  # lines: the rest says where the kernel was loaded
+_DUMP = 40  # lines in which the registers and the code of a killed program are printed
 MAX_CODE = 64
 """Opcode bytes kept; the kernel prints 64 in all (``OPCODE_BUFSIZE``)."""
 
@@ -149,7 +151,7 @@ def _panic(raw: Sequence[bytes], at: int, oops: int | None, killed: int | None) 
         cause,
         kind=Kind.PANIC,
         headline=f"Kernel panic - not syncing: {match[1].strip()}",
-        lines=_evidence(raw, begin, at),
+        lines=_evidence(raw, begin, at, after=_AFTER_PANIC),
     )
 
 
@@ -177,7 +179,9 @@ def _killed(raw: Sequence[bytes], at: int) -> Death:
     line = _clean(raw[at])
     match = _KILLED.match(line)
     assert match is not None
-    code, offset = _code([_clean(after) for after in raw[at + 1 : at + 40]])
+    dump = [_clean(after) for after in raw[at + 1 : at + 1 + _DUMP]]
+    code, offset = _code(dump)
+    shown = next((number for number, text in enumerate(dump, 1) if _CODE.search(text)), 0)
     return Death(
         kind=Kind.KILLED_BY_SIGNAL,
         headline=line[:200].strip(),
@@ -187,7 +191,7 @@ def _killed(raw: Sequence[bytes], at: int) -> Death:
         offset=offset,
         user=True,
         program=match[1].strip(),
-        lines=_evidence(raw, at, at, after=2 if code else 0),
+        lines=_evidence(raw, at, at, after=shown if code else 0),
     )
 
 

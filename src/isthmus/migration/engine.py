@@ -21,7 +21,7 @@ from qemu.qmp import EventListener
 from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process, stream
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
-from isthmus.migration.phases import MAY_HAVE_RUN, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.record import (
     Figures,
     Journal,
@@ -351,8 +351,10 @@ class _Run:
 
     def _note(self, phase: Phase, why: str = "") -> None:
         """Enter a phase of putting things right: there, doing it matters more than writing it."""
-        with contextlib.suppress(IsthmusError):
-            self.journal.enter(phase, why)
+        # A record that could not be written stays behind; recovery will find the truth again.
+        if phase in TRANSITIONS[self.journal.phase]:
+            with contextlib.suppress(IsthmusError):
+                self.journal.enter(phase, why)
         self._unseen.append(phase)
         self._tell()
 

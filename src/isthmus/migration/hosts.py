@@ -32,6 +32,7 @@ from isthmus.migration.record import (
     read_record,
     records,
 )
+from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.translate.table import translatable
 from isthmus.values import Value
 
@@ -247,3 +248,25 @@ async def recover(
             adopt=lambda done: adopt(store, done),
             use=use,
         )
+
+
+async def revive_translators(store: GuestStore) -> list[str]:
+    """Start the translators again that have died while their guests need them.
+
+    Such a guest stands still at its next #UD; the new translator takes over there.
+
+    :returns: the names of the guests that were helped.
+    """
+    helped = []
+    for name in store.names():
+        guest = store.read(name)
+        if guest.translator is None or not guest.process.alive():
+            continue
+        try:
+            client = await TranslatorClient.connect(guest.translator)
+        except TranslatorError:
+            client = await spawn(guest.process.gdb, guest.translator)
+            await client.take_over()
+            helped.append(name)
+        await client.close()
+    return helped

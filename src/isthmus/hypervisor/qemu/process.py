@@ -108,14 +108,14 @@ class ProcessIdentity(Value, frozen=True):
         except ProcessLookupError:
             return
         try:
-            if not self.alive():
-                return
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            if self.alive():
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
             deadline = time.monotonic() + timeout
             while self.alive() and time.monotonic() < deadline:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(self.pid, os.WNOHANG)
                 time.sleep(0.002)
+            # Where it is a child of ours, nobody else takes its exit status.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
         finally:
             os.close(handle)
 

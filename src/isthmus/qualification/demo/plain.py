@@ -98,7 +98,7 @@ async def without(play: Play) -> ActResult:
     if transfer.status == "completed":
         play.display.moved(move)
         play.display.step(f"watching it on {destination}")
-        fate = await _fate(there, listener)
+        fate = await watch_fate(there, listener)
     else:
         fate = Fate(
             outcome=Outcome.NOT_MOVED,
@@ -166,14 +166,14 @@ async def _loaded(monitor: Monitor, deadline: float) -> None:
         await asyncio.sleep(0.005)
 
 
-async def _fate(there: process.QemuProcess, listener: Listener) -> Fate:
+async def watch_fate(there: process.QemuProcess, listener: Listener) -> Fate:
     """Watch the guest until it dies, hangs, or has lived for long enough."""
     deadline = time.monotonic() + WATCH_S
     heard, heard_at = 0, time.monotonic()
     async with Monitor.session(there.observe) as monitor:
         while time.monotonic() < deadline:
             await asyncio.sleep(0.1)
-            reports = there.payload.read_bytes() if there.payload.exists() else b""
+            reports = there.payload.read_bytes()
             death = find_death(there.console.read_bytes())
             if death is not None or b" death " in reports:
                 return await _dead(there)
@@ -200,7 +200,9 @@ async def _dead(there: process.QemuProcess, *, otherwise: str = "") -> Fate:
         await asyncio.sleep(SETTLE_S)
     death = find_death(there.console.read_bytes())
     if death is not None:
-        return Fate(outcome=_KINDS[death.kind], headline=death.headline, death=death)
+        killed = death.kind is Kind.KILLED_BY_SIGNAL
+        said = f"{death.program or 'program'} killed by {death.trap}" if killed else death.headline
+        return Fate(outcome=_KINDS[death.kind], headline=said, death=death)
     lines = there.payload.read_bytes().split(b"\n")
     words = next((line for line in lines if b" death " in line), b"").decode(errors="replace")
     return Fate(

@@ -88,7 +88,7 @@ def _act(act: ActResult) -> str:
     parts = [
         "<section>",
         f"<h2>{escape(act.title)}</h2>",
-        f"<p>{_verdict(act.ok, 'as expected', 'not as expected')} {escape(act.headline)}</p>",
+        f"<p>{_verdict(act.ok, 'As expected', 'Not as expected')}: {escape(act.headline)}</p>",
     ]
     if act.explanation:
         parts.append(f"<p>{escape(act.explanation)}</p>")

@@ -9,11 +9,13 @@ from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from isthmus.baseline.identity import maker
 from isthmus.migration.engine import Progress
 from isthmus.qualification.demo.result import (
     TITLES,
@@ -21,6 +23,7 @@ from isthmus.qualification.demo.result import (
     ActResult,
     DemoResult,
     MoveResult,
+    Outcome,
     spread,
 )
 
@@ -28,10 +31,15 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _BAR = 24  # characters of the longest bar
 _BAR_MS = 25.0  # the downtime that fills it, unless a longer one has been seen
 _ROWS = 20  # moves that get a row of their own on a terminal; more are drawn as a line
-_TELLING = re.compile(
-    r"invalid opcode|trap |RIP: 0010|^Code: |Kernel panic - not syncing|segfault at|BUG:"
-)
-_SHORT = 4  # lines of console in the summary
+_TRAP = re.compile(r"\[#\d+\]|\btrap |segfault at|BUG:")
+_PLACE = re.compile(r"^RIP: |^Code: .*<")
+_PANIC = re.compile(r"^Kernel panic - not syncing")
+_FATES = {
+    Outcome.PANIC: "the guest dies: ",
+    Outcome.OOPS: "the guest's kernel fails: ",
+    Outcome.KILLED: "the guest's program dies: ",
+}
+_BYTES = 8  # of the code that are shown on each side of the faulting one
 
 
 class TerminalDisplay:
@@ -86,11 +94,12 @@ class TerminalDisplay:
 
     def ended(self, act: ActResult) -> None:
         """An act has ended: what happened; for a death the guest's own words and the reason."""
-        for line in telling(act.console):
-            self._say(Text(f"  │ {line}", style="yellow"))
-        self._say(_mark(act, Text(act.headline)))
+        if act.name is ActName.WITHOUT or not act.ok:
+            for line in telling(act.console):
+                self._say(_cut(Text(f"  │ {line}", style="yellow")))
+        self._console.print(Padding(_mark(act, Text(_said(act))), (0, 0, 0, 2)))
         if act.explanation:
-            self._say(Text(f"    {act.explanation}"))
+            self._console.print(Padding(Text(act.explanation), (0, 0, 0, 4)))
         for fault in act.faults[:5] if not act.ok else ():
             self._say(Text(f"    ! {fault}", style="red"))
         self._doing = ""
@@ -118,14 +127,18 @@ def summary(result: DemoResult, report: str = "") -> Panel:
     )
     body: list[RenderableType] = [
         Text(
-            f"{_named(result.source.name, result.source.vendor)}  ⇄ "
-            f" {_named(result.destination.name, result.destination.vendor)}"
-            f"   Linux {result.kernel}, QEMU {result.qemu} ({result.engine})",
+            f"{result.source.name} ({maker(result.source.vendor)}) ⇄ {result.destination.name}"
+            f" ({maker(result.destination.vendor)}); Linux {result.kernel};"
+            f" QEMU {result.qemu}, {result.engine.upper()}",
             style="dim",
         )
     ]
     for act in result.acts:
-        body += [Text(""), _mark(act, Text(act.title, style="bold")), *_details(act)]
+        body += [
+            Text(""),
+            _mark(act, Text.assemble((act.title, "bold"), ": ", _said(act))),
+            *_details(act),
+        ]
     body += [
         Text(""),
         Text.assemble(
@@ -140,28 +153,21 @@ def summary(result: DemoResult, report: str = "") -> Panel:
 
 def _details(act: ActResult) -> list[RenderableType]:
     lines: list[RenderableType] = []
-    if not act.ok or act.name is not ActName.WITHOUT:
-        lines.append(Text(f"  {act.headline}", style="" if act.ok else "red"))
     if act.name is ActName.WITHOUT:
-        excerpt = telling(act.console)[-_SHORT:]
-        lines += [_cut(Text(f"  │ {line}", style="yellow")) for line in excerpt]
-        if not excerpt and act.ok:
-            lines.append(Text(f"  {act.headline}", style="yellow"))
-        if act.explanation:
-            lines.append(Text(f"  {act.explanation}"))
-        return lines
+        lines += [_cut(Text(f"│ {line}", style="yellow")) for line in telling(act.console)]
+        lines += [Text(act.explanation)] if act.explanation else []
     if act.name is ActName.LEVELLED and act.moves:
         lines.append(_figures(act.moves))
-        lines.append(Text(f"  downtime of each move  {sparkline(act.moves, 44)}", style="cyan"))
+        lines.append(Text(f"downtime of each move  {sparkline(act.moves, 44)}", style="cyan"))
     if act.name is ActName.TRANSLATED:
-        for move in act.moves:
-            if move.translated:
-                lines.append(
-                    Text(f"  translated on {move.destination}: {counted(move)}", style="cyan")
-                )
+        lines += [
+            Text(f"on {move.destination}: {counted(move)}", style="cyan")
+            for move in act.moves
+            if move.translated
+        ]
     if not act.ok:
-        lines += [Text(f"  ! {fault}", style="red") for fault in act.faults[:3]]
-    return lines
+        lines += [Text(f"! {fault}", style="red") for fault in act.faults[:3]]
+    return [Padding(line, (0, 0, 0, 2)) for line in lines]
 
 
 def _figures(moves: Sequence[MoveResult]) -> Table:
@@ -171,10 +177,10 @@ def _figures(moves: Sequence[MoveResult]) -> Table:
     for heading in ("least", "median", "greatest"):
         table.add_column(heading, justify="right")
     for name, values in (
-        ("  downtime (QEMU) ms", [move.downtime_ms for move in moves]),
-        ("  stopped to resumed ms", [move.stopped_ms for move in moves]),
-        ("  gap the guest saw ms", [move.guest_gap_ms for move in moves]),
-        ("  whole move ms", [move.total_ms for move in moves]),
+        ("downtime by QEMU, ms", [move.downtime_ms for move in moves]),
+        ("stopped to resumed, ms", [move.stopped_ms for move in moves]),
+        ("gap the guest saw, ms", [move.guest_gap_ms for move in moves]),
+        ("whole move, ms", [move.total_ms for move in moves]),
     ):
         found = spread(values)
         if found is not None:
@@ -198,26 +204,43 @@ def counted(move: MoveResult) -> str:
 
 
 def telling(console: Sequence[str]) -> tuple[str, ...]:
-    """The lines of a death that tell what happened: the trap, where, the bytes, the panic."""
-    found: list[str] = []
-    for line in console:
-        if _TELLING.search(line) and not line.startswith("---[ end") and line not in found:
-            found.append(line)
-    return tuple(found[:8])
+    """The lines of a death that tell most: the trap, where it was, the bytes there, the panic."""
+    trap = next((at for at, line in enumerate(console) if _TRAP.search(line)), None)
+    found = []
+    if trap is not None:
+        found.append(console[trap])
+        for line in console[trap + 1 :]:
+            if _TRAP.search(line) or _PANIC.match(line):
+                break
+            if _PLACE.match(line):
+                found.append(_around(line))
+            if line.startswith("Code: "):
+                break
+    found += [line for line in console if _PANIC.match(line)][:1]
+    return tuple(found)
+
+
+def _around(line: str) -> str:
+    """A line of code bytes cut to those around the faulting one; any other line as it is."""
+    words = line.split()
+    at = next((number for number, word in enumerate(words) if word.startswith("<")), None)
+    if words[0] != "Code:" or at is None:
+        return line
+    begin, end = max(1, at - _BYTES), at + 1 + _BYTES
+    cut = ["Code:", *(["…"] if begin > 1 else []), *words[begin:end]]
+    return " ".join([*cut, *(["…"] if end < len(words) else [])])
 
 
 def _row(move: MoveResult) -> Text:
     share = min(1.0, move.downtime_ms / _BAR_MS)
     bar = "█" * max(1, round(share * _BAR))
-    seen = "" if move.guest_gap_ms is None else f"  guest saw {move.guest_gap_ms:3.0f} ms"
     row = Text.assemble(
-        f"  {move.number:3}  {move.source} → {move.destination}",
-        f"  {move.total_ms:5.0f} ms in all{seen}",
-        f"  down {move.downtime_ms:3.0f} ms ",
+        f"  {move.number:3} {move.source} → {move.destination}",
+        f" {move.total_ms:5.0f} ms, down {move.downtime_ms:3.0f} ms ",
         (bar, "cyan"),
     )
     if move.translated:
-        row.append(f"  translated {sum(move.translated.values())}", style="magenta")
+        row.append(f" {sum(move.translated.values())} translated", style="magenta")
     return _cut(row)
 
 
@@ -230,5 +253,5 @@ def _mark(act: ActResult, text: Text) -> Text:
     return Text.assemble(("✓ ", "green") if act.ok else ("✗ ", "red"), text)
 
 
-def _named(name: str, vendor: str) -> str:
-    return f"{name} ({vendor})"
+def _said(act: ActResult) -> str:
+    return f"{_FATES.get(act.outcome, '')}{act.headline}"

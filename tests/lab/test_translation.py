@@ -1,0 +1,133 @@
+"""A guest that was booted unlevelled lives on a CPU that lacks what it uses, and goes home."""
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from isthmus.errors import RefusedError
+from isthmus.hypervisor.qemu import process
+from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.hypervisor.qemu.engine import Accelerator
+from isthmus.hypervisor.qemu.guests import Guest, GuestStore
+from isthmus.hypervisor.qemu.models import read_cpus
+from isthmus.migration.engine import Options
+from isthmus.migration.hosts import Hosts, Machine, revive_translators
+from isthmus.places import cache_folder
+from isthmus.qualification.demo.listener import cpuid_bits
+from isthmus.qualification.lab.image import build_image, command_line
+from isthmus.qualification.payload.verdict import judge
+from isthmus.translate.service import TranslatorClient
+
+pytestmark = pytest.mark.lab
+
+TESTS = "rdtscp,sse4a,popcnt,lahf-lm,cx16"
+
+
+@pytest.fixture
+async def hosts() -> AsyncIterator[Hosts]:
+    qemu = find_qemu()
+    with tempfile.TemporaryDirectory(prefix="it-") as name:
+        folder = Path(name)
+        store = GuestStore(folder / "state", folder / "run")
+        cpus = await read_cpus(qemu, Accelerator.TCG)
+        try:
+            yield Hosts(qemu, Accelerator.TCG, cpus, store)
+        finally:
+            for left in process.mentioning(folder):
+                left.kill()
+
+
+async def born(
+    hosts: Hosts, *, vcpus: int = 1, words: str = "", kernel: str | None = None
+) -> Guest:
+    image = build_image(kernel, cache=cache_folder())
+    machine = Machine(
+        kernel=image.kernel,
+        initrd=image.initrd,
+        command_line=f"{command_line(test=TESTS)} {words}",
+        vcpus=vcpus,
+    )
+    guest = await hosts.start("g", "phenom", machine)
+    await ticks(hosts, 3)
+    return guest
+
+
+async def ticks(hosts: Hosts, more: int) -> None:
+    path = hosts.store.read("g").process.payload
+    wanted = path.read_bytes().count(b" tick ") + more
+    async with asyncio.timeout(60):
+        while path.read_bytes().count(b" tick ") < wanted:
+            await asyncio.sleep(0.05)
+
+
+async def translated(hosts: Hosts) -> dict[str, int]:
+    folder = hosts.store.read("g").translator
+    assert folder is not None
+    client = await TranslatorClient.connect(folder)
+    try:
+        status = await client.status()
+        assert status.problem == ""
+        # The payload executes UD2 on purpose in every round, and it must get its SIGILL.
+        assert status.passed > 0
+        return status.translated
+    finally:
+        await client.close()
+
+
+def verdict(hosts: Hosts):
+    lost = hosts.cpus.offered("phenom").features - hosts.cpus.offered("Penryn").features
+    streams = [path.read_bytes() for path in hosts.store.read("g").streams]
+    return judge(streams, cpuid_may_lose=cpuid_bits(lost))
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "words", "kernel"),
+    [(1, "", None), (2, "", None), (1, "pti=on", None), (1, "nokaslr", None), (1, "", "6.12")],
+)
+async def test_there_and_home_again(
+    hosts: Hosts, vcpus: int, words: str, kernel: str | None
+) -> None:
+    await born(hosts, vcpus=vcpus, words=words, kernel=kernel)
+    for _ in range(2):
+        await hosts.move("g", "Penryn", Options(translate=True))
+        await ticks(hosts, 4)
+        counts = await translated(hosts)
+        assert counts["RDTSCP"] > 100
+        assert {"EXTRQ", "INSERTQ", "MOVNTSD", "MOVNTSS", "POPCNT"} <= counts.keys()
+        await hosts.move("g", "phenom", Options())
+        assert hosts.store.read("g").translator is None
+        await ticks(hosts, 4)
+    result = verdict(hosts)
+    assert result.ok, result.faults
+
+
+async def test_without_the_translator_it_is_refused(hosts: Hosts) -> None:
+    await born(hosts)
+    with pytest.raises(RefusedError, match="rdtscp"):
+        await hosts.move("g", "Penryn", Options())
+    await ticks(hosts, 3)
+
+
+async def test_a_killed_translator_is_replaced(hosts: Hosts) -> None:
+    await born(hosts)
+    await hosts.move("g", "Penryn", Options(translate=True))
+    await ticks(hosts, 2)
+    folder = hosts.store.read("g").translator
+    for service in process.mentioning(folder):
+        command = Path(f"/proc/{service.pid}/cmdline").read_bytes()
+        if b"isthmus.translate.service" in command:
+            os.kill(service.pid, signal.SIGKILL)
+    await asyncio.sleep(0.5)  # the guest stands still at its next #UD
+    assert await revive_translators(hosts.store) == ["g"]
+    assert await revive_translators(hosts.store) == []
+    await ticks(hosts, 4)
+    assert (await translated(hosts))["RDTSCP"] > 0
+    await hosts.move("g", "phenom", Options())
+    await ticks(hosts, 3)
+    result = verdict(hosts)
+    assert result.ok, result.faults
