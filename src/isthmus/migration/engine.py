@@ -40,7 +40,7 @@ class Options(Value, frozen=True):
 
     ``bandwidth`` in bytes/s and ``downtime_limit_ms``: QEMU's own limits where None;
     ``verify_s`` how long at most to watch before the commit; ``translate`` arms the translator;
-    ``channel`` is ``unix`` (a socket in the destination's private folder) or ``tcp`` (loopback).
+    ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring).
     """
 
     bandwidth: int | None = None
@@ -145,7 +145,10 @@ class _Run:
         self.adopt = adopt
         plan = journal.record.plan
         self.source = Source(plan.source)
-        self.destination = Destination(_found(plan.destination))
+        self.destination = Destination(
+            _found(plan.destination),
+            owned=plan.spec is not None or journal.phase not in {Phase.OBSERVED, Phase.PREPARING},
+        )
         self.armed: TranslatorClient | None = None
         self._unseen: list[Phase] = []
 
@@ -195,7 +198,7 @@ class _Run:
     async def transfer(self) -> None:
         """Precopy, switch over, start the destination."""
         await self.enter(Phase.MOVING)
-        uri = await self.destination.listen(self._channel())
+        uri = await self.destination.listen(self.journal.record.plan.channel)
         source, destination = self.source.monitor, self.destination.monitor
         with source.events("STOP") as stops, destination.events("RESUME") as resumes:
             await self.source.send(
@@ -357,12 +360,6 @@ class _Run:
                 self.journal.enter(phase, why)
         self._unseen.append(phase)
         self._tell()
-
-    def _channel(self) -> str:
-        side = self.journal.record.plan.destination
-        if self.options.channel == "tcp" or side.directory is None:
-            return "tcp:127.0.0.1:0"
-        return f"unix:{side.directory / 'stream.sock'}"
 
     async def close(self) -> None:
         for end in (self.source, self.destination):

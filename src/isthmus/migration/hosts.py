@@ -157,7 +157,7 @@ class Hosts:
             verdict = self.check(guest, host, translate=options.translate, accepted=accepted)
             verdict.require()
             options = msgspec.structs.replace(options, translate=verdict.needs_translation)
-            plan = self._plan(guest, host, verdict)
+            plan = self._plan(guest, host, verdict, tcp=options.channel == "tcp")
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -167,7 +167,7 @@ class Hosts:
                 adopt=lambda record: adopt(self.store, record),
             )
 
-    def _plan(self, guest: Guest, host: str, verdict: Preflight) -> Plan:
+    def _plan(self, guest: Guest, host: str, verdict: Preflight, *, tcp: bool) -> Plan:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
         return Plan(
             id=new_id(),
@@ -179,6 +179,7 @@ class Hosts:
                 directory=folder,
                 translator=folder if verdict.needs_translation else None,
             ),
+            channel="tcp:127.0.0.1:0" if tcp else f"unix:{folder / 'stream.sock'}",
             spec=msgspec.structs.replace(
                 guest.spec, cpu=cpu_argument(verdict.shown, self.cpus.named)
             ),

@@ -46,12 +46,14 @@ class Plan(Value, frozen=True):
     """What a migration sets out to do.
 
     ``spec`` is how Isthmus launches the destination, None where it already waits at its monitor.
+    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder.
     """
 
     id: str
     guest: str
     source: Side
     destination: Side
+    channel: str
     spec: LaunchSpec | None = None
     source_host: str = ""
     destination_host: str = ""

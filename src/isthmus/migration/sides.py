@@ -163,7 +163,23 @@ class Source(_End):
 
 
 class Destination(_End):
-    """The process that receives the guest: paused until it is told to run."""
+    """The process that receives the guest: paused until it is told to run.
+
+    ``owned`` says that it is ours to end: we launched it, or have seen it wait for a guest.  What a
+    user named by mistake may be anything, also the source itself by its other monitor.
+    """
+
+    def __init__(self, side: Side, *, owned: bool) -> None:
+        super().__init__(side)
+        self.owned = owned
+
+    async def destroy(self) -> None:
+        """End the process for good, if it is ours to end; afterwards it can never run the guest.
+
+        :raises HypervisorError: it cannot be ended.
+        """
+        if self.owned:
+            await super().destroy()
 
     async def attach(self) -> None:
         """Connect to a QEMU that waits for a guest.
@@ -177,6 +193,10 @@ class Destination(_End):
                 f"{self.side.qmp}: the destination is {state}, not waiting for a guest",
                 remedy="start it with `-incoming defer -S`",
             )
+        self.owned = True
+        # To a waiting QEMU this means: do not start by yourself when all is loaded, even if you
+        # were started without -S (QEMU: monitor/qmp-cmds.c, qmp_stop).
+        await self.monitor.execute("stop")
 
     async def listen(self, uri: str) -> str:
         """Open the channel; returns the address that the source has to dial."""

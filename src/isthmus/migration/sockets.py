@@ -13,6 +13,7 @@ from isthmus.cpu.features import by_cpuid
 from isthmus.errors import RefusedError
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.monitor import Monitor
+from isthmus.hypervisor.qemu.process import private_directory
 from isthmus.migration import engine
 from isthmus.migration.record import MigrationRecord, Plan, Side, guest_lock, new_id
 
@@ -39,14 +40,22 @@ async def move_by_socket(
     with guest_lock(store.locks, name):
         if RULE not in accepted:
             await _same_cpu(source, destination)
+        identity = new_id()
+        stream = private_directory(store.run) / f"{identity}.sock"
         plan = Plan(
-            id=new_id(),
+            id=identity,
             guest=name,
             source=Side(qmp=source),
             destination=Side(qmp=destination),
+            channel=f"unix:{stream}",
             created=time.time(),
         )
-        return await engine.move(plan, journals=store.journals, options=options, observer=observer)
+        try:
+            return await engine.move(
+                plan, journals=store.journals, options=options, observer=observer
+            )
+        finally:
+            stream.unlink(missing_ok=True)
 
 
 async def _same_cpu(source: Path, destination: Path) -> None:

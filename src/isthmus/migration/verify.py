@@ -14,7 +14,7 @@ import re
 import time
 from pathlib import Path
 
-from isthmus.guest.console import find_death
+from isthmus.guest.console import Kind, find_death
 from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.values import Value
 
@@ -91,7 +91,10 @@ def _death(console: Path | None) -> str:
             death = find_death(file.read())
     except OSError:
         return ""
-    return death.headline if death else ""
+    # That some program was killed may be its own affair, unless it met an instruction it lacks.
+    if death is None or (death.kind is Kind.KILLED_BY_SIGNAL and "opcode" not in death.trap):
+        return ""
+    return death.headline
 
 
 def _lines(payload: Path) -> int:
