@@ -44,7 +44,7 @@ def rom(tmp_path_factory):
 async def folder(rom, tmp_path_factory):
     """The folder of a running small guest."""
     home = tmp_path_factory.mktemp("s")
-    qemu = subprocess.Popen(  # noqa: ASYNC220
+    qemu = subprocess.Popen(
         [
             find_qemu().path, "-accel", "tcg", "-cpu", "Penryn", "-M", "pc", "-m", "16",
             "-bios", rom, "-nodefaults", "-no-user-config", "-display", "none",
@@ -202,7 +202,7 @@ async def test_service_starts_fast_serves_and_leaves(folder):
     status = await client.status()
     assert (status.armed, status.running, status.problem) == (True, True, "")
     # A second one is refused, by whatever way it comes.
-    other = subprocess.run(  # noqa: ASYNC221
+    other = subprocess.run(
         [sys.executable, "-m", "isthmus.translate.service", "--gdb", folder / "gdb.sock",
          "--directory", folder],
         check=False, capture_output=True, text=True,
@@ -225,7 +225,7 @@ async def test_service_ends_with_qemu(folder):
     client = await spawn(folder / "gdb.sock", folder)
     await client.arm()
     await client.resume()
-    subprocess.run(["kill", "-KILL", (folder / "pid").read_text()], check=True)  # noqa: ASYNC221
+    subprocess.run(["kill", "-KILL", (folder / "pid").read_text()], check=True)
     deadline = time.monotonic() + 5
     while (folder / "translator.sock").exists():
         assert time.monotonic() < deadline
@@ -234,7 +234,7 @@ async def test_service_ends_with_qemu(folder):
 
 async def test_a_guest_that_is_not_up_yet_is_a_clear_error(tmp_path_factory):
     home = tmp_path_factory.mktemp("e")
-    qemu = subprocess.Popen(  # noqa: ASYNC220
+    qemu = subprocess.Popen(
         [
             find_qemu().path, "-accel", "tcg", "-M", "pc", "-m", "16", "-nodefaults", "-S",
             "-display", "none", "-gdb", f"unix:{home}/gdb.sock,server=on,wait=off",
