@@ -1,5 +1,5 @@
 # A guest for measuring traps: 64-bit mode, an IDT whose #UD gate leads to a handler, and three loops
-# chosen by RBX (0: nothing, 1: EXTRQ, 2: RDTSCP), which the bench sets through the debug stub.
+# chosen by RBX (0: nothing, 1: EXTRQ, 2: RDTSCP, 3: UD2), which the bench sets through the debug stub.
 # Mode switching: Intel SDM vol. 3A, 9.9.
 	.code16
 start:
@@ -43,7 +43,7 @@ long:
 	# The handler is copied to RAM at 0x5000, since the stub cannot write into this ROM.
 	leaq handler(%rip), %rsi
 	movl $0x5000, %edi
-	movl $64, %ecx
+	movl $160, %ecx
 	rep movsb
 	movl $0x6060, %edi
 	movw $0x5000, (%rdi)
@@ -59,6 +59,8 @@ loop:
 	je 1f
 	cmpl $2, %ebx
 	je 2f
+	cmpl $3, %ebx
+	je 3f
 	.globl site
 site:
 	nop
@@ -67,11 +69,12 @@ site:
 	jmp loop
 2:	rdtscp
 	jmp loop
+3:	ud2
 handler:
 	nop
-	jmp handler
+4:	jmp 4b
 	iretq
-	.fill 16, 1, 0xcc
+	.fill 128, 1, 0xcc
 	.balign 8
 gdt:
 	.quad 0

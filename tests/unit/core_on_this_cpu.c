@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "isthmus_core.h"
+#include "machine.h"
 
 #define ARITHMETIC 0x8d5u /* OF SF ZF AF PF CF */
 
@@ -99,38 +99,48 @@ static unsigned build(const struct form *form, uint8_t *code)
     return at;
 }
 
+/* The core's memory is ours. */
+static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
+                uint64_t *fault_address, uint32_t *error_code)
+{
+    (void)context, (void)fault_address, (void)error_code;
+    if (access == ISTHMUS_WRITE)
+        memcpy((void *)address, bytes, size);
+    else
+        memcpy(bytes, (void *)address, size);
+    return ISTHMUS_OK;
+}
+
 static bool differs(const struct form *form, uint8_t *page)
 {
-    uint8_t before[80], native_memory[80], data[16] = {0}, code[16];
+    uint8_t memory[80], after[80], code[16];
     unsigned length = build(form, code);
     memcpy(page, code, length);
     page[length] = 0xc3;
-    for (unsigned i = 0; i < sizeof before; i++)
-        before[i] = (uint8_t)dice();
-    memcpy(native_memory, before, sizeof before);
+    for (unsigned i = 0; i < sizeof memory; i++)
+        memory[i] = (uint8_t)dice();
     struct native native = {.code = page, .flags = 0x202 | (dice() & ARITHMETIC)};
-    struct ic_cpu cpu = {.mode = 64, .cpl = 3, .rip = 0x1000};
+    struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000};
     for (unsigned i = 0; i < 15; i++)
         native.gpr[i] = value();
-    native.gpr[6] = (uint64_t)native_memory;
-    memcpy(cpu.gpr, native.gpr, sizeof native.gpr);
-    cpu.rflags = native.flags;
-    struct ic_insn insn;
-    if (!ic_decode(code, length, &cpu, &insn) || insn.length != length)
+    native.gpr[6] = (uint64_t)memory;
+    memcpy(machine.gpr, native.gpr, sizeof native.gpr);
+    machine.rflags = native.flags;
+    struct isthmus_memory access = {.move = move};
+    struct isthmus_outcome outcome;
+    uint8_t original[sizeof memory];
+    memcpy(original, memory, sizeof memory);
+    isthmus_execute(&machine, code, length, &access, &outcome);
+    memcpy(after, memory, sizeof memory);
+    memcpy(memory, original, sizeof memory);
+    if (outcome.kind != ISTHMUS_DONE || outcome.length != length)
         return true;
-    uint8_t *operand = before + (insn.size ? insn.address - (uint64_t)native_memory : 0);
-    if (insn.loads)
-        memcpy(data, operand, insn.size);
-    if (!ic_execute(&insn, &cpu, data))
-        return true;
-    if (insn.stores)
-        memcpy(operand, data, insn.size);
     run_native(&native);
     for (unsigned i = 0; i < 15; i++)
-        if (i != 4 && native.gpr[i] != cpu.gpr[i])
+        if (i != 4 && native.gpr[i] != machine.gpr[i])
             return true;
-    return (native.flags ^ cpu.rflags) & ARITHMETIC || memcmp(before, native_memory, sizeof before)
-           || cpu.rip != 0x1000 + length;
+    return (native.flags ^ machine.rflags) & ARITHMETIC || memcmp(after, memory, sizeof memory)
+           || machine.rip != 0x1000 + length;
 }
 
 int main(int argc, char **argv)

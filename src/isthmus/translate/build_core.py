@@ -9,22 +9,37 @@ from pathlib import Path
 import cffi
 
 _CORE = Path(__file__).parent / "core"
+_FROM_ROOT = "src/isthmus/translate/core"  # setuptools wants paths relative to setup.py
+
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes"]
 
 
-def _declarations() -> str:
+def sources() -> list[str]:
+    """The names of the C files."""
+    return sorted(path.name for path in _CORE.glob("*.c"))
+
+
+def declarations() -> str:
     """The header without what cffi's parser does not take: preprocessor lines and comments."""
-    text = (_CORE / "isthmus_core.h").read_text(encoding="utf-8")
+    text = (_CORE / "machine.h").read_text(encoding="utf-8")
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
 ffibuilder = cffi.FFI()
-ffibuilder.cdef(_declarations())
+ffibuilder.cdef(
+    declarations()
+    + """
+    extern "Python" int isthmus_python_move(void *context, int access, uint64_t address,
+                                            uint8_t *bytes, uint32_t size,
+                                            uint64_t *fault_address, uint32_t *error_code);
+    """
+)
 ffibuilder.set_source(
     "isthmus.translate._core",
-    '#include "isthmus_core.h"\n',
-    sources=["src/isthmus/translate/core/decode.c", "src/isthmus/translate/core/execute.c"],
-    include_dirs=["src/isthmus/translate/core"],
-    depends=["src/isthmus/translate/core/isthmus_core.h"],
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+    '#include "machine.h"\n',
+    sources=[f"{_FROM_ROOT}/{name}" for name in sources()],
+    include_dirs=[_FROM_ROOT],
+    depends=[f"{_FROM_ROOT}/{path.name}" for path in sorted(_CORE.glob("*.h"))],
+    extra_compile_args=["-std=c11", "-O2", "-ffreestanding", *WARNINGS],
 )

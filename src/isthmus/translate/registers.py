@@ -1,22 +1,29 @@
 """The register file of QEMU's debug stub for x86-64: where what lies in a ``g`` answer.
 
-Layout: QEMU gdb-xml/i386-64bit.xml; 608 bytes.
+Layout: QEMU gdb-xml/i386-64bit.xml; 608 bytes.  The stub numbers x87 registers physically, so
+``st3`` is where MM3 lies whatever the stack's top is (target/i386/gdbstub.c).
 """
 
 import struct
+from typing import Any
 
 from isthmus.translate._core import ffi
+from isthmus.translate.rsp import write_register
 
 SIZE = 608
 # The stub's order of the general registers, as numbers of the encoding (RAX RBX RCX RDX RSI RDI RBP
 # RSP R8 …).
 _ORDER = (0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15)
-_NAMES = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",
-          "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")  # fmt: skip
-_BASES = 164  # FS and GS base, 8 bytes each
-_CS = 140
+_NUMBER = {encoding: number for number, encoding in enumerate(_ORDER)}
+_ENCODED_RSP = 4
+_BASES, _CR0, _CR3, _CR4 = 164, 188, 204, 212
+_X87, _X87_SIZE = 236, 10
 _XMM = 348
+_MXCSR = 604
 RSP, RIP = 7, 16  # register numbers of the stub
+_QUAD = struct.Struct("<Q")
+_GENERAL = struct.Struct("<17Q")
+_FS_GS = struct.Struct("<2Q")
 
 
 class Registers:
@@ -24,7 +31,7 @@ class Registers:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.general = struct.unpack_from("<17Q", data)
+        self.general = _GENERAL.unpack_from(data)
 
     @property
     def rip(self) -> int:
@@ -36,26 +43,45 @@ class Registers:
         """The stack pointer."""
         return int(self.general[RSP])
 
-    def load(self, cpu: "ffi.CData") -> None:
-        """Fill the core's register file with all but RIP and RFLAGS, which are in the frame."""
-        for value, number in zip(self.general, _ORDER, strict=False):
-            cpu.gpr[number] = value
-        cpu.fs_base, cpu.gs_base = struct.unpack_from("<2Q", self.data, _BASES)
-        ffi.memmove(cpu.xmm, self.data[_XMM : _XMM + 256], 256)
+    def control(self, number: int) -> int:
+        """CR0, CR3 or CR4."""
+        offset = {0: _CR0, 3: _CR3, 4: _CR4}[number]
+        return int(_QUAD.unpack_from(self.data, offset)[0])
 
-    def changes(self, cpu: "ffi.CData", numbers: dict[str, int]) -> list[bytes]:
-        """The ``P`` requests that bring the vCPU to the core's register file (not RSP and RIP)."""
-        requests = []
-        for value, number, name in zip(self.general, _ORDER, _NAMES, strict=False):
-            if cpu.gpr[number] != value and name != "rsp":
-                fresh = int(cpu.gpr[number]).to_bytes(8, "little").hex().encode()
-                requests.append(b"P%x=%s" % (numbers[name], fresh))
-        fresh_xmm = bytes(ffi.buffer(cpu.xmm, 256))
-        old_xmm = self.data[_XMM : _XMM + 256]
-        if fresh_xmm != old_xmm:
-            for index in range(16):
-                part = slice(16 * index, 16 * index + 16)
-                if fresh_xmm[part] != old_xmm[part]:
-                    number = numbers["xmm0"] + index
-                    requests.append(b"P%x=%s" % (number, fresh_xmm[part].hex().encode()))
-        return requests
+    def load(self, state: Any) -> None:
+        """Fill ``struct isthmus_machine`` but for RIP, RFLAGS, RSP, mode and CPL, see the frame."""
+        general = self.general
+        state.gpr = [general[_NUMBER[encoding]] for encoding in range(16)]
+        state.segment_base[4], state.segment_base[5] = _FS_GS.unpack_from(self.data, _BASES)
+        state.cr0, state.cr4 = self.control(0), self.control(4)
+        ffi.memmove(state.xmm, self.data[_XMM : _XMM + 256], 256)
+        for index in range(8):
+            place = _X87 + _X87_SIZE * index
+            ffi.memmove(state.mmx[index], self.data[place : place + 8], 8)
+
+
+def changes(state: Any, outcome: Any, numbers: dict[str, int], *, clock: bool) -> list[bytes]:
+    """The ``P`` requests that bring the vCPU to what the core wrote.
+
+    RSP is not among them: the guest's own lies in the exception frame.
+
+    :param clock: the guest's CPU will read its TSC itself, so RAX and RDX are not written.
+    """
+    requests = []
+    skipped = {0, 2, _ENCODED_RSP} if clock else {_ENCODED_RSP}
+    for encoding in _bits(outcome.gpr_written):
+        if encoding not in skipped:
+            value = _QUAD.pack(state.gpr[encoding])
+            requests.append(write_register(_NUMBER[encoding], value))
+    for index in _bits(outcome.xmm_written):
+        value = bytes(ffi.buffer(state.xmm[index], 16))
+        requests.append(write_register(numbers["xmm0"] + index, value))
+    for index in _bits(outcome.mmx_written):
+        # A write to an MMX register sets the exponent's bits (Intel SDM vol. 1, 9.5.1).
+        value = bytes(ffi.buffer(state.mmx[index], 8)) + b"\xff\xff"
+        requests.append(write_register(numbers["st0"] + index, value))
+    return requests
+
+
+def _bits(mask: int) -> list[int]:
+    return [bit for bit in range(16) if mask >> bit & 1] if mask else []

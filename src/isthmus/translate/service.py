@@ -90,6 +90,13 @@ class TranslatorClient:
         """After a crash of an earlier translator: find out where the guest stands and serve on."""
         await self._do("take-over")
 
+    async def detach(self) -> None:
+        """Take everything out of guest and QEMU and end the translator; the guest stays as it is.
+
+        One that runs goes on, without translation; one that stands stays where it is.
+        """
+        await self._do("detach")
+
     async def status(self) -> TranslatorStatus:
         """The counters."""
         answer = await self._do("status")
@@ -144,10 +151,17 @@ class Service:
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
-        self._held = False
+        self._turn = asyncio.Lock()
+        self.detached = False
 
     async def answer(self, what: str) -> _Answer:
         """Carry out one command."""
+        if what == "status":
+            return _Answer(ok=True, status=self._translator.status())
+        async with self._turn:
+            return await self._carry_out(what)
+
+    async def _carry_out(self, what: str) -> _Answer:
         translator = self._translator
         begun = time.perf_counter()
         if what == "arm":
@@ -155,17 +169,15 @@ class Service:
             took = round((time.perf_counter() - begun) * 1000, 3)
             return _Answer(ok=True, arm=ArmReport(entry=vectors.entry, took_ms=took))
         if what == "resume":
-            if self._held:
-                self._held = False
-                await translator.release()
-            else:
-                translator.resume()
+            await translator.release()
         elif what == "hold":
             await translator.hold()
-            self._held = True
         elif what == "take-over":
             await self.take_over()
-        elif what != "status":
+        elif what == "detach":
+            await translator.detach()
+            self.detached = True
+        else:
             return _Answer(ok=False, error="no such command")
         return _Answer(ok=True, status=translator.status())
 
@@ -213,8 +225,8 @@ async def _main(gdb: Path, directory: Path) -> int:
     path.unlink(missing_ok=True)
     server = await asyncio.start_unix_server(service.serve, str(path))
     async with server:
-        while not stub.closed:  # noqa: ASYNC110  (a stream tells its end in no other way)
-            await asyncio.sleep(0.2)
+        while not stub.closed and not service.detached:  # noqa: ASYNC110  (a stream tells its end in no other way)
+            await asyncio.sleep(0.1)
     path.unlink(missing_ok=True)
     return 0
 

@@ -1,58 +1,134 @@
 """Where a guest takes #UD, and how to get out of there without its help.
 
 When a CPU meets an instruction it lacks it raises #UD (vector 6) and jumps through gate 6 of the
-interrupt descriptor table. Gate and handler are found from outside, after each move anew: the
+interrupt descriptor table.  Gate and handler are found from outside, after each move anew: the
 IDT's base is a register (``info registers``), the gate is read from guest memory, and it holds
-the handler's address (Intel SDM vol. 3A, 6.14.1). No symbols are needed, so KASLR, the kernel's
+the handler's address (Intel SDM vol. 3A, 6.14.1).  No symbols are needed, so KASLR, the kernel's
 version and even its kind do not matter.
 
 At the handler's first instruction the CPU has pushed RIP, CS, RFLAGS, RSP and SS (40 bytes, #UD
-has no error code), interrupts are off, and nothing has been changed yet: not GS, not CR3. So one
+has no error code), interrupts are off, and nothing has been changed yet: not GS, not CR3.  So one
 IRETQ executed there, with the frame's RIP advanced, ends the exception as if it had never been.
-We do not inject that IRETQ: one stands near the handler (the kernel's own return path), in text
-that is mapped in both page tables of a guest with page-table isolation.
+We do not inject that IRETQ: one stands near the handler (the kernel's own return path).  With
+page-table isolation the CPU still walks the *user's* tables at that point, which map the entry
+text only; so the IRETQ has to lie in text that both tables map, and that is checked by walking
+both (Linux keeps the two top tables side by side: arch/x86/include/asm/pgtable.h,
+PTI_PGTABLE_SWITCH_BIT = bit 12 of CR3).
 
-RDTSCP needs the time-stamp counter at the moment of resuming, which no register of the stub
-tells. The CPU itself shall read it: the four bytes ``RDTSC; IRETQ`` are written into padding
-between the kernel's functions (bytes 0xCC that are never executed), and the guest is resumed
-*there*. They are taken out again before the guest leaves. A guest without such padding is served
-by single-stepping an RDTSC.
+Some instructions need the CPU itself: RDTSCP the time-stamp counter at the moment of resuming,
+which no register of the stub tells, and the MMX instructions the x87 tags, which the stub cannot
+write.  A few bytes, ``RDTSC; IRETQ`` and the like, are written into padding between the kernel's
+functions: a run of at least 64 bytes 0xCC (INT3), which no healthy kernel executes; the guest is
+resumed *there*.  We call those bytes the island.  They are taken out again before the guest leaves.
+Where a guest has no such padding, the translator steps over the bytes instead (see
+:mod:`isthmus.translate.outside`).
+
+A #UD that is not ours has to go through the handler, on whose first instruction our breakpoint
+sits.  If that instruction is a kind of NOP (Linux: the place of CLAC, or ENDBR64), the guest
+simply resumes behind it.
 """
 
 import re
 
 from isthmus.errors import HypervisorError
-from isthmus.translate.rsp import Stub
+from isthmus.translate.paging import PAGE, Reached, Refused, Space, walk
+from isthmus.translate.rsp import Stub, unhex
 from isthmus.values import Value
 
 UD_VECTOR = 6
 SEARCH_BYTES = 0x8000
-RDTSC_IRETQ = bytes.fromhex("0f3148cf")
-_PADDING = re.compile(rb"\xcc{8,}")
-_CPU = re.compile(r"CPU#(\d+)\s*\n(.*?)(?=\nCPU#|\Z)", re.DOTALL)
-_GDT = re.compile(r"GDT=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})")
-_IDT = re.compile(r"IDT=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})")
+IRETQ = bytes.fromhex("48cf")
+_PADDING = re.compile(rb"\xcc{64,}")
+_CPU = re.compile(r"CPU#(\d{1,4})\s*\n(.*?)(?=\nCPU#|\Z)", re.DOTALL)
+_TABLE = r"=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})"
+_GDT, _IDT = re.compile("GDT" + _TABLE), re.compile("IDT" + _TABLE)
+_CONTROL = re.compile(r"CR(0|3|4)=([0-9a-f]{8,16})")
+_EFER = re.compile(r"EFER=([0-9a-f]{16})")
+_EFER_LMA = 1 << 10
+_PTI_SWITCH = 1 << 12
 
-# Linux keeps cpu | node << 12, which it also writes to TSC_AUX, in the limit of GDT entry 15
-# (arch/x86/include/asm/segment.h, GDT_ENTRY_CPUNODE; the vDSO reads it with LSL).
+# What a handler may begin with that changes nothing (Intel SDM vol. 2B, NOP; vol. 2A, ENDBR64).
+_NOPS = tuple(
+    bytes.fromhex(text)
+    for text in ("f30f1efa", "90", "6690", "0f1f00", "0f1f4000", "0f1f440000",
+                 "660f1f440000", "0f1f8000000000")
+)  # fmt: skip
+
+# Linux keeps cpu | node << 12, which it also writes to TSC_AUX, in the limit of GDT entry 15, a
+# read-only data segment for users (arch/x86/include/asm/segment.h, GDT_ENTRY_CPUNODE; the vDSO
+# reads it with LSL).
 _CPUNODE_ENTRY = 15
+
+
+class Island(Value, frozen=True):
+    """Where the guest's own CPU finishes what the stub cannot do, each piece ended by IRETQ."""
+
+    address: int
+
+    PIECES = (
+        ("rdtsc", bytes.fromhex("0f31")),
+        ("enter-mmx", bytes.fromhex("0f6fc0")),  # MOVQ MM0,MM0: TOP 0, all tags valid
+        ("leave-mmx", bytes.fromhex("0f77")),  # EMMS: all tags empty
+    )
+
+    @classmethod
+    def content(cls) -> bytes:
+        """The bytes to be written."""
+        return b"".join(code + IRETQ for _, code in cls.PIECES)
+
+    def piece(self, name: str) -> int:
+        """The address of one piece."""
+        at = self.address
+        for known, code in self.PIECES:
+            if known == name:
+                return at
+            at += len(code) + len(IRETQ)
+        raise KeyError(name)
+
+    @classmethod
+    def padding(cls, found: bytes) -> bytes:
+        """What belongs where ``found`` is: INT3 instead of what a killed translator left there."""
+        return b"\xcc" * len(found) if found == cls.content() else found
+
+    def covers(self, address: int) -> bool:
+        """Whether a vCPU at ``address`` would execute bytes of ours."""
+        return self.address <= address < self.address + len(self.content())
 
 
 class NoEntryError(HypervisorError):
     """The guest's #UD entry cannot be found or used."""
 
 
+class Vcpu(Value, frozen=True):
+    """Tables of one vCPU: linear addresses of IDT and GDT, and what TSC_AUX holds."""
+
+    number: int
+    idt: int
+    gdt: int
+    tsc_aux: int
+
+
 class Vectors(Value, frozen=True):
     """What the translator needs to know of a guest: addresses in its memory.
 
-    ``entry``: the #UD handler's first instruction; ``iretq``: where to resume; ``clock``: where
-    ``RDTSC; IRETQ`` may be written, None if there is no padding; ``tsc_aux`` for each vCPU.
+    ``entry``: the #UD handler's first instruction; ``after``: a place behind it that is as good a
+    beginning, None if there is none; ``iretq``: where to resume; ``island``: None if the guest has
+    no padding; ``vcpus``: those that have been started.
     """
 
     entry: int
+    after: int | None
     iretq: int
-    clock: int | None
-    tsc_aux: tuple[int, ...]
+    island: Island | None
+    vcpus: tuple[Vcpu, ...]
+
+    def vcpu(self, number: int) -> Vcpu | None:
+        """One vCPU's tables."""
+        return next((vcpu for vcpu in self.vcpus if vcpu.number == number), None)
+
+    def ours(self, rip: int) -> bool:
+        """Whether a vCPU that stands at ``rip`` could not go on without the translator."""
+        return rip == self.entry or (self.island is not None and self.island.covers(rip))
 
 
 async def find_vectors(stub: Stub) -> Vectors:
@@ -61,51 +137,137 @@ async def find_vectors(stub: Stub) -> Vectors:
     :raises NoEntryError: no long mode, no IDT, different handlers on different vCPUs, or no IRETQ.
     """
     text = await stub.command("info registers -a")
-    entries = set()
-    aux = []
-    for number, registers in _CPU.findall(text):
-        await _select(stub, int(number))
-        idt, gdt = _IDT.search(registers), _GDT.search(registers)
-        if idt is None or int(idt[2], 16) < UD_VECTOR * 16 + 15:
-            continue  # a vCPU that has not been started
-        gate = await stub.memory(int(idt[1], 16) + UD_VECTOR * 16, 16)
-        if len(gate) == 16 and gate[5] & 0x80:
-            entries.add(_offset(gate))
-        aux.append(await _tsc_aux(stub, int(gdt[1], 16)) if gdt else 0)
-    await _select(stub, 0)
-    if len(entries) != 1:
+    entries: set[int] = set()
+    vcpus: list[Vcpu] = []
+    space: Space | None = None
+    for match in _CPU.finditer(text):
+        number, registers = int(match[1]), match[2]
+        idt, gdt, efer = (pattern.search(registers) for pattern in (_IDT, _GDT, _EFER))
+        if idt is None or gdt is None or efer is None or not int(efer[1], 16) & _EFER_LMA:
+            continue  # not started, or not in long mode yet
+        await select(stub, number)
+        found = await read_gate(stub, int(idt[1], 16), UD_VECTOR, any_stack=True)
+        if found is None or int(idt[2], 16) < UD_VECTOR * 16 + 15:
+            continue
+        entries.add(found)
+        vcpus.append(
+            Vcpu(
+                number=number,
+                idt=int(idt[1], 16),
+                gdt=int(gdt[1], 16),
+                tsc_aux=await _tsc_aux(stub, int(gdt[1], 16), int(gdt[2], 16), number),
+            )
+        )
+        if space is None:
+            control = {int(name): int(value, 16) for name, value in _CONTROL.findall(registers)}
+            space = Space(cr0=control[0], cr3=control[3], cr4=control[4], user=False)
+    if len(entries) != 1 or space is None:
         raise NoEntryError(
             f"{len(entries)} entries for #UD found in the guest",
             remedy="it must run a 64-bit kernel with one interrupt table",
         )
-    entry = entries.pop()
-    start = entry & ~0xFFF
+    await select(stub, vcpus[0].number)
+    return await _around(stub, entries.pop(), tuple(vcpus), space)
+
+
+async def _around(stub: Stub, entry: int, vcpus: tuple[Vcpu, ...], space: Space) -> Vectors:
+    """Search the text behind the entry, and where that is not enough before it."""
+    start = entry & -PAGE
     code = await stub.memory(start, SEARCH_BYTES)
-    iretq = code.find(b"\x48\xcf")
-    if iretq < 0:
+    both = await _both_tables(stub, entry, space)
+    iretq = await _usable(stub, start, [m.start() for m in re.finditer(IRETQ, code)], both)
+    if iretq is None:
+        start -= SEARCH_BYTES
+        code = await stub.memory(start, SEARCH_BYTES) or code
+        iretq = await _usable(stub, start, [m.start() for m in re.finditer(IRETQ, code)], both)
+    if iretq is None:
         raise NoEntryError("no IRETQ near the guest's #UD entry", remedy="level the guest instead")
-    padding = _PADDING.search(code)
+    # Aligned, and well inside the run, so that nobody's fall-through is near.
+    places = [(m.start() + 31) & ~15 for m in _PADDING.finditer(code)]
+    if (left := code.find(Island.content())) >= 0:
+        places = [left]
+    island = await _usable(stub, start, places, both)
+    first = code[entry - start : entry - start + 8] if start <= entry else b""
+    nop = next((nop for nop in _NOPS if first.startswith(nop)), None)
     return Vectors(
         entry=entry,
-        iretq=start + iretq,
-        clock=start + padding.start() + 2 if padding else None,
-        tsc_aux=tuple(aux),
+        after=entry + len(nop) if nop else None,
+        iretq=iretq,
+        island=Island(address=island) if island is not None else None,
+        vcpus=vcpus,
     )
 
 
-def _offset(gate: bytes) -> int:
-    """The handler's address in a 64-bit gate (Intel SDM vol. 3A, figure 6-8)."""
-    low, middle, high = gate[0:2], gate[6:8], gate[8:12]
-    return int.from_bytes(low + middle + high, "little")
+async def _both_tables(stub: Stub, entry: int, space: Space) -> list[Space]:
+    """The spaces in which a resume may happen: one, or with page-table isolation two."""
+    here = await reach(stub, space, entry, write=False)
+    other = Space(cr0=space.cr0, cr3=space.cr3 ^ _PTI_SWITCH, cr4=space.cr4, user=False)
+    there = await reach(stub, other, entry, write=False)
+    isolated = (
+        isinstance(here, Reached) and isinstance(there, Reached) and here.physical == there.physical
+    )
+    return [space, other] if isolated else [space]
 
 
-async def _tsc_aux(stub: Stub, gdt: int) -> int:
-    descriptor = await stub.memory(gdt + _CPUNODE_ENTRY * 8, 8)
-    if len(descriptor) < 8 or not descriptor[5] & 0x80:
-        return 0
+async def _usable(stub: Stub, start: int, places: list[int], spaces: list[Space]) -> int | None:
+    """The first of the places that every one of the spaces maps to the same memory."""
+    for place in places[:64]:
+        address = start + place
+        found = [await reach(stub, space, address, write=False) for space in spaces]
+        if (
+            all(isinstance(one, Reached) for one in found)
+            and len({one.physical for one in found if isinstance(one, Reached)}) == 1
+        ):
+            return address
+    return None
+
+
+async def reach(stub: Stub, space: Space, address: int, *, write: bool) -> Reached | Refused:
+    """Walk the guest's page tables through the stub, one round trip a level."""
+    steps = walk(space, address, write=write)
+    try:
+        place = next(steps)
+        while True:
+            (entry,) = await read_physical(stub, [place])
+            place = steps.send(entry)
+    except StopIteration as end:
+        result: Reached | Refused = end.value
+        return result
+
+
+async def read_physical(stub: Stub, places: list[int]) -> list[int]:
+    """Read quadwords of physical memory in one write; what cannot be read counts as 0."""
+    answers = await stub.ask(
+        b"Qqemu.PhyMemMode:1", *(b"m%x,8" % place for place in places), b"Qqemu.PhyMemMode:0"
+    )
+    return [
+        int.from_bytes(unhex(answer), "little") if len(answer) == 16 else 0
+        for answer in answers[1:-1]
+    ]
+
+
+async def read_gate(stub: Stub, idt: int, vector: int, *, any_stack: bool = False) -> int | None:
+    """The handler in a present 64-bit gate (Intel SDM vol. 3A, figure 6-8), None if it has none.
+
+    :param any_stack: take a gate with a stack of its own (IST) too; entering one by a jump would
+        need more than the jump.
+    """
+    gate = await stub.memory(idt + vector * 16, 16)
+    if len(gate) < 16 or not gate[5] & 0x80 or (gate[4] & 7 and not any_stack):
+        return None
+    return int.from_bytes(gate[0:2] + gate[6:8] + gate[8:12], "little")
+
+
+async def _tsc_aux(stub: Stub, gdt: int, limit: int, number: int) -> int:
+    """What Linux keeps for this vCPU; for another kernel, which nobody can ask, its number."""
+    offset = _CPUNODE_ENTRY * 8
+    descriptor = await stub.memory(gdt + offset, 8) if limit >= offset + 7 else b""
+    # Present, for users, data (Linux: type 5); byte granular.
+    if len(descriptor) < 8 or descriptor[5] & 0xF8 != 0xF0 or descriptor[6] & 0x80:
+        return number
     return int.from_bytes(descriptor[0:2], "little") | (descriptor[6] & 0x0F) << 16
 
 
-async def _select(stub: Stub, vcpu: int) -> None:
+async def select(stub: Stub, vcpu: int) -> None:
     """Choose the vCPU whose registers and address space the next requests mean."""
     await stub.ask(b"Hgp1.%x" % (vcpu + 1))

@@ -1,0 +1,76 @@
+/* Inside the core: one decoded instruction, and what the groups of instructions share. */
+#ifndef ISTHMUS_INSTRUCTION_H
+#define ISTHMUS_INSTRUCTION_H
+
+#include "machine.h"
+
+enum { FLAG_CF = 1, FLAG_PF = 4, FLAG_AF = 0x10, FLAG_ZF = 0x40, FLAG_SF = 0x80, FLAG_OF = 0x800 };
+enum { FLAG_AC = 0x40000 };
+enum { CR0_EM = 4, CR0_TS = 8, CR0_AM = 0x40000 };
+enum { CR4_TSD = 4, CR4_OSFXSR = 0x200 };
+enum { VECTOR_NM = 7, VECTOR_SS = 12, VECTOR_GP = 13, VECTOR_PF = 14, VECTOR_AC = 17 };
+enum { LONGEST = 15 }; /* a longer instruction raises #GP, never #UD */
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI };
+enum { MAP_ONE_BYTE, MAP_0F, MAP_0F38, MAP_0F3A };
+
+struct instruction {
+    struct isthmus_machine *machine;
+    const struct isthmus_memory *memory;
+    struct isthmus_outcome *outcome;
+    const uint8_t *code;
+    size_t available;
+    size_t at;              /* the next byte to take */
+    bool ended;             /* bytes were wanted beyond the end */
+    bool lock, operand_size, address_size;
+    uint8_t repeat;         /* 0, 0xF2 or 0xF3: the last one given */
+    uint8_t rex;
+    int segment;            /* override, or -1 */
+    uint8_t map, opcode;
+    uint8_t mod, reg, rm;   /* reg and rm with the bits of REX */
+    bool is_memory;
+    int base, index, scale; /* registers of the address, or -1; base 16 = RIP */
+    uint64_t displacement;
+};
+
+/* decode.c */
+bool decode_opcode(struct instruction *insn);   /* prefixes and opcode */
+bool decode_operands(struct instruction *insn); /* ModRM, SIB, displacement */
+uint8_t take_byte(struct instruction *insn);
+unsigned address_bits(const struct instruction *insn);
+unsigned operand_bits(const struct instruction *insn); /* 16, 32 or 64 */
+
+/* operands.c: each returns false after having written the outcome */
+bool load(struct instruction *insn, uint8_t *bytes, uint32_t size);
+bool store(struct instruction *insn, const uint8_t *bytes, uint32_t size);
+uint64_t effective_address(const struct instruction *insn, int *segment);
+bool load_at(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes, uint32_t size);
+bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value); /* r/m */
+uint64_t get_gpr(const struct instruction *insn, unsigned number, unsigned bits);
+void set_gpr(struct instruction *insn, unsigned number, unsigned bits, uint64_t value);
+uint64_t xmm_quad(const struct isthmus_machine *machine, unsigned number, unsigned half);
+void set_xmm_low(struct instruction *insn, unsigned number, uint64_t value);
+void set_flags(struct instruction *insn, uint64_t affected, uint64_t value);
+
+/* outcomes; each is the last thing a group does */
+void finish(struct instruction *insn, uint32_t mnemonic);
+void decline(struct instruction *insn);
+void fault(struct instruction *insn, uint32_t vector, bool has_error, uint32_t error_code);
+void name_it(struct instruction *insn, uint32_t mnemonic); /* for faults that may follow */
+
+/* Whether SSE instructions are legal (true), else the outcome is written. */
+bool sse_usable(struct instruction *insn);
+bool mmx_usable(struct instruction *insn);
+
+/* The groups, one file each.  Called with the opcode decoded; return false if not theirs, and true
+ * after having written the outcome. */
+bool execute_clock(struct instruction *insn);
+bool execute_sse4a(struct instruction *insn);
+bool execute_popcnt(struct instruction *insn);
+bool execute_crc32(struct instruction *insn);
+bool execute_movbe(struct instruction *insn);
+bool execute_flags(struct instruction *insn);
+bool execute_prefetch(struct instruction *insn);
+bool execute_wait(struct instruction *insn);
+bool execute_3dnow(struct instruction *insn);
+
+#endif

@@ -1,0 +1,134 @@
+/* The whole face of the core: the register file that the caller lends, the memory it lends by
+ * callbacks, and what became of one instruction.
+ *
+ * The core is freestanding C11: no libc, no allocation, no static state, so that a Python
+ * extension, a kernel module and a signal handler can compile the very same files.  Lines that
+ * begin with '#' are left out when cffi reads this file, so it keeps to plain declarations.
+ */
+#ifndef ISTHMUS_MACHINE_H
+#define ISTHMUS_MACHINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Numbers of the segment registers as instructions encode them (Intel SDM vol. 2A, table 2-1). */
+enum isthmus_segment {
+    ISTHMUS_ES, ISTHMUS_CS, ISTHMUS_SS, ISTHMUS_DS, ISTHMUS_FS, ISTHMUS_GS
+};
+
+struct isthmus_machine {
+    uint64_t gpr[16];          /* in the order of the encoding: rax rcx rdx rbx rsp rbp rsi rdi r8.. */
+    uint64_t rip;
+    uint64_t rflags;
+    uint64_t segment_base[6];  /* es cs ss ds fs gs; only fs and gs count in 64-bit mode */
+    uint64_t cr0;
+    uint64_t cr4;
+    uint64_t tsc;              /* what a clock read at this point returns */
+    uint32_t tsc_aux;          /* the TSC_AUX MSR: RDTSCP's third result */
+    uint32_t mxcsr;
+    uint8_t mode;              /* 16, 32 or 64: the size of the code segment in force */
+    uint8_t cpl;
+    uint8_t xmm[16][16];
+    uint8_t ymm_high[16][16];  /* bits 255:128; unused in the first form */
+    uint8_t mmx[8][8];         /* the significands of the physical x87 registers R0 to R7 */
+};
+
+enum isthmus_kind {
+    ISTHMUS_DONE,       /* executed: registers and RIP are those after the instruction */
+    ISTHMUS_NOT_OURS,   /* unknown, or truly undefined here: the #UD belongs to the guest */
+    ISTHMUS_FAULT,      /* the instruction raises another exception: nothing was changed */
+    ISTHMUS_MORE_BYTES, /* the bytes given end inside the instruction: nothing was changed */
+    ISTHMUS_PENDING     /* a callback had no answer yet: nothing was changed, execute again */
+};
+
+/* What the execution leant on or changed beyond general registers. */
+enum isthmus_touched {
+    ISTHMUS_USED_TSC = 1,       /* rax and rdx hold the caller's tsc */
+    ISTHMUS_WROTE_MMX = 2,      /* x87 state: TOP 0, all tags valid, exponents all ones */
+    ISTHMUS_EMPTIED_MMX = 4,    /* FEMMS: all tags empty */
+    ISTHMUS_WAITED = 8          /* MWAIT returned at once */
+};
+
+struct isthmus_outcome {
+    uint32_t kind;
+    uint32_t mnemonic;     /* one of enum isthmus_mnemonic, also for a fault; 0 if not ours */
+    uint32_t length;       /* bytes of the instruction */
+    uint32_t touched;      /* of enum isthmus_touched */
+    uint32_t gpr_written;  /* bit n: gpr[n] was written */
+    uint32_t xmm_written;  /* bit n: xmm[n] was written */
+    uint32_t mmx_written;  /* bit n: mmx[n] was written */
+    uint32_t flags_written;
+    uint32_t vector;       /* of a fault */
+    uint32_t has_error;    /* whether that vector pushes an error code */
+    uint32_t error_code;
+    uint32_t unused;
+    uint64_t address;      /* of a page fault: the linear address for CR2 */
+};
+
+enum isthmus_access { ISTHMUS_READ, ISTHMUS_WRITE };
+
+/* A callback's answer.  A write must not take effect unless the callback says OK; each instruction
+ * here writes memory at most once and last. */
+enum isthmus_answer { ISTHMUS_OK, ISTHMUS_PAGE_FAULT, ISTHMUS_UNANSWERED };
+
+struct isthmus_memory {
+    /* Move `size` bytes at a linear address.  For a page fault set *fault_address (the first byte
+     * that cannot be reached) and *error_code (Intel SDM vol. 3A, 4.7). */
+    int (*move)(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
+                uint64_t *fault_address, uint32_t *error_code);
+    void *context;
+};
+
+enum isthmus_mnemonic {
+    ISTHMUS_NONE,
+    ISTHMUS_RDTSCP,
+    ISTHMUS_EXTRQ,
+    ISTHMUS_INSERTQ,
+    ISTHMUS_MOVNTSS,
+    ISTHMUS_MOVNTSD,
+    ISTHMUS_POPCNT,
+    ISTHMUS_CRC32,
+    ISTHMUS_MOVBE,
+    ISTHMUS_LAHF,
+    ISTHMUS_SAHF,
+    ISTHMUS_PREFETCH,
+    ISTHMUS_PREFETCHW,
+    ISTHMUS_MONITOR,
+    ISTHMUS_MWAIT,
+    ISTHMUS_FEMMS,
+    ISTHMUS_PAVGUSB,
+    ISTHMUS_PF2ID,
+    ISTHMUS_PF2IW,
+    ISTHMUS_PFACC,
+    ISTHMUS_PFADD,
+    ISTHMUS_PFCMPEQ,
+    ISTHMUS_PFCMPGE,
+    ISTHMUS_PFCMPGT,
+    ISTHMUS_PFMAX,
+    ISTHMUS_PFMIN,
+    ISTHMUS_PFMUL,
+    ISTHMUS_PFNACC,
+    ISTHMUS_PFPNACC,
+    ISTHMUS_PFRCP,
+    ISTHMUS_PFRCPIT1,
+    ISTHMUS_PFRCPIT2,
+    ISTHMUS_PFRSQIT1,
+    ISTHMUS_PFRSQRT,
+    ISTHMUS_PFSUB,
+    ISTHMUS_PFSUBR,
+    ISTHMUS_PI2FD,
+    ISTHMUS_PI2FW,
+    ISTHMUS_PMULHRW,
+    ISTHMUS_PSWAPD,
+    ISTHMUS_MNEMONICS
+};
+
+/* Execute the one instruction whose first `available` bytes (at most 15 count) are `code`. */
+void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_t available,
+                     const struct isthmus_memory *memory, struct isthmus_outcome *outcome);
+
+/* The mnemonic in upper case; "" for numbers that name none. */
+const char *isthmus_mnemonic_name(uint32_t mnemonic);
+
+#endif

@@ -1,0 +1,201 @@
+/* Registers, flags and memory operands, with the exceptions that touching them raises.
+ * Sources: Intel SDM vol. 1, 3.7 (addresses) and vol. 3A, 6.15 (exceptions). */
+#include "instruction.h"
+
+static uint64_t truncated(uint64_t value, unsigned bits)
+{
+    return bits == 64 ? value : value & ((UINT64_C(1) << bits) - 1);
+}
+
+uint64_t effective_address(const struct instruction *insn, int *segment)
+{
+    const struct isthmus_machine *machine = insn->machine;
+    uint64_t offset = insn->displacement;
+    *segment = ISTHMUS_DS;
+    if (insn->base == 16) {
+        /* RIP-relative to the end of the instruction, immediates included: those were taken. */
+        offset += machine->rip + insn->at;
+    } else if (insn->base >= 0) {
+        offset += machine->gpr[insn->base];
+        if (insn->base == RSP || insn->base == RBP)
+            *segment = ISTHMUS_SS;
+    }
+    if (insn->index >= 0)
+        offset += machine->gpr[insn->index] << insn->scale;
+    if (insn->segment >= 0)
+        *segment = insn->segment;
+    return truncated(offset, address_bits(insn));
+}
+
+static bool canonical(uint64_t address)
+{
+    /* 57 bits cover both paging depths; with four levels the caller's walk refuses the rest. */
+    uint64_t high = address >> 56;
+    return high == 0 || high == 0xff;
+}
+
+static bool access(struct instruction *insn, int kind, int segment, uint64_t offset,
+                   uint8_t *bytes, uint32_t size)
+{
+    struct isthmus_machine *machine = insn->machine;
+    bool has_base = machine->mode != 64 || segment >= ISTHMUS_FS;
+    uint64_t linear = offset + (has_base ? machine->segment_base[segment] : 0);
+    if (machine->mode != 64) {
+        linear = truncated(linear, 32);
+    } else if (!canonical(linear) || !canonical(linear + size - 1)) {
+        fault(insn, segment == ISTHMUS_SS ? VECTOR_SS : VECTOR_GP, true, 0);
+        return false;
+    }
+    if (machine->cpl == 3 && (machine->cr0 & CR0_AM) && (machine->rflags & FLAG_AC) &&
+        (linear & (size - 1))) {
+        fault(insn, VECTOR_AC, true, 0);
+        return false;
+    }
+    uint64_t fault_address = linear;
+    uint32_t error_code = 0;
+    switch (insn->memory->move(insn->memory->context, kind, linear, bytes, size, &fault_address,
+                               &error_code)) {
+    case ISTHMUS_OK:
+        return true;
+    case ISTHMUS_PAGE_FAULT:
+        fault(insn, VECTOR_PF, true, error_code);
+        insn->outcome->address = fault_address;
+        return false;
+    default:
+        insn->outcome->kind = ISTHMUS_PENDING;
+        return false;
+    }
+}
+
+bool load_at(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes, uint32_t size)
+{
+    return access(insn, ISTHMUS_READ, segment, offset, bytes, size);
+}
+
+bool load(struct instruction *insn, uint8_t *bytes, uint32_t size)
+{
+    int segment;
+    uint64_t offset = effective_address(insn, &segment);
+    return access(insn, ISTHMUS_READ, segment, offset, bytes, size);
+}
+
+bool store(struct instruction *insn, const uint8_t *bytes, uint32_t size)
+{
+    uint8_t copy[16];
+    int segment;
+    uint64_t offset = effective_address(insn, &segment);
+    for (uint32_t i = 0; i < size; i++)
+        copy[i] = bytes[i];
+    return access(insn, ISTHMUS_WRITE, segment, offset, copy, size);
+}
+
+bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value)
+{
+    if (!insn->is_memory) {
+        *value = get_gpr(insn, insn->rm, bits);
+        return true;
+    }
+    uint8_t bytes[8];
+    if (!load(insn, bytes, bits / 8))
+        return false;
+    *value = 0;
+    for (unsigned i = 0; i < bits / 8; i++)
+        *value |= (uint64_t)bytes[i] << (8 * i);
+    return true;
+}
+
+uint64_t get_gpr(const struct instruction *insn, unsigned number, unsigned bits)
+{
+    const uint64_t *gpr = insn->machine->gpr;
+    if (bits == 8 && !insn->rex && number >= 4)
+        return gpr[number - 4] >> 8 & 0xff; /* AH, CH, DH, BH */
+    return truncated(gpr[number], bits);
+}
+
+void set_gpr(struct instruction *insn, unsigned number, unsigned bits, uint64_t value)
+{
+    uint64_t *gpr = insn->machine->gpr;
+    if (bits == 16)
+        gpr[number] = (gpr[number] & ~UINT64_C(0xffff)) | (value & 0xffff);
+    else
+        gpr[number] = truncated(value, bits); /* 32-bit results clear the upper half */
+    insn->outcome->gpr_written |= 1u << number;
+}
+
+uint64_t xmm_quad(const struct isthmus_machine *machine, unsigned number, unsigned half)
+{
+    uint64_t value = 0;
+    for (unsigned i = 0; i < 8; i++)
+        value |= (uint64_t)machine->xmm[number][8 * half + i] << (8 * i);
+    return value;
+}
+
+void set_xmm_low(struct instruction *insn, unsigned number, uint64_t value)
+{
+    for (unsigned i = 0; i < 8; i++)
+        insn->machine->xmm[number][i] = (uint8_t)(value >> (8 * i));
+    insn->outcome->xmm_written |= 1u << number;
+}
+
+void set_flags(struct instruction *insn, uint64_t affected, uint64_t value)
+{
+    insn->machine->rflags = (insn->machine->rflags & ~affected) | (value & affected);
+    insn->outcome->flags_written = 1;
+}
+
+void name_it(struct instruction *insn, uint32_t mnemonic)
+{
+    insn->outcome->mnemonic = mnemonic;
+    insn->outcome->length = (uint32_t)insn->at;
+}
+
+void finish(struct instruction *insn, uint32_t mnemonic)
+{
+    name_it(insn, mnemonic);
+    insn->outcome->kind = ISTHMUS_DONE;
+    uint64_t next = insn->machine->rip + insn->at;
+    insn->machine->rip = insn->machine->mode == 64 ? next : next & 0xffffffff;
+}
+
+void decline(struct instruction *insn)
+{
+    insn->outcome->kind = ISTHMUS_NOT_OURS;
+    insn->outcome->mnemonic = ISTHMUS_NONE;
+    insn->outcome->length = 0;
+}
+
+void fault(struct instruction *insn, uint32_t vector, bool has_error, uint32_t error_code)
+{
+    insn->outcome->kind = ISTHMUS_FAULT;
+    insn->outcome->vector = vector;
+    insn->outcome->has_error = has_error;
+    insn->outcome->error_code = error_code;
+}
+
+/* Intel SDM vol. 3A, table 13-1 and AMD APM vol. 4, 1.6: EM or no OSFXSR is a true #UD, TS is the
+ * operating system's lazy switching of the registers. */
+bool sse_usable(struct instruction *insn)
+{
+    if ((insn->machine->cr0 & CR0_EM) || !(insn->machine->cr4 & CR4_OSFXSR)) {
+        decline(insn);
+        return false;
+    }
+    if (insn->machine->cr0 & CR0_TS) {
+        fault(insn, VECTOR_NM, false, 0);
+        return false;
+    }
+    return true;
+}
+
+bool mmx_usable(struct instruction *insn)
+{
+    if (insn->machine->cr0 & CR0_EM) {
+        decline(insn);
+        return false;
+    }
+    if (insn->machine->cr0 & CR0_TS) {
+        fault(insn, VECTOR_NM, false, 0);
+        return false;
+    }
+    return true;
+}

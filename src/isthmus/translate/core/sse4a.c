@@ -1,0 +1,95 @@
+/* SSE4a: EXTRQ, INSERTQ, MOVNTSS, MOVNTSD (AMD APM vol. 4, chapter 2).
+ *
+ * Length and index count modulo 64.  A length of 0 means 64 where the index is 0; length 0 with
+ * another index, and a length and index whose sum passes 64, are undefined there.  We do what
+ * QEMU and Bochs do: length 0 is 64, and bits beyond 63 read as zero or are dropped.  The upper
+ * quadword of the destination is undefined too; it keeps its value, as in QEMU and Bochs.
+ */
+#include "instruction.h"
+
+static uint64_t mask_of(unsigned length)
+{
+    return length == 0 ? ~UINT64_C(0) : (UINT64_C(1) << length) - 1;
+}
+
+static uint64_t extract(uint64_t value, unsigned length, unsigned index)
+{
+    return value >> index & mask_of(length);
+}
+
+static uint64_t insert(uint64_t into, uint64_t value, unsigned length, unsigned index)
+{
+    uint64_t mask = mask_of(length);
+    return (into & ~(mask << index)) | (value & mask) << index;
+}
+
+static void execute_extrq(struct instruction *insn, bool immediate)
+{
+    /* The immediate form names its register in ModRM.rm, with ModRM.reg as opcode extension. */
+    unsigned target = immediate ? insn->rm : insn->reg;
+    uint64_t control;
+    if (immediate) {
+        control = take_byte(insn);
+        control |= (uint64_t)take_byte(insn) << 8;
+    } else {
+        control = xmm_quad(insn->machine, insn->rm, 0);
+    }
+    name_it(insn, ISTHMUS_EXTRQ);
+    if (insn->ended || !sse_usable(insn))
+        return;
+    uint64_t value = xmm_quad(insn->machine, target, 0);
+    set_xmm_low(insn, target, extract(value, control & 63, control >> 8 & 63));
+    finish(insn, ISTHMUS_EXTRQ);
+}
+
+static void execute_insertq(struct instruction *insn, bool immediate)
+{
+    uint64_t control;
+    if (immediate) {
+        control = take_byte(insn);
+        control |= (uint64_t)take_byte(insn) << 8;
+    } else {
+        control = xmm_quad(insn->machine, insn->rm, 1);
+    }
+    name_it(insn, ISTHMUS_INSERTQ);
+    if (insn->ended || !sse_usable(insn))
+        return;
+    uint64_t value = xmm_quad(insn->machine, insn->rm, 0);
+    uint64_t into = xmm_quad(insn->machine, insn->reg, 0);
+    set_xmm_low(insn, insn->reg, insert(into, value, control & 63, control >> 8 & 63));
+    finish(insn, ISTHMUS_INSERTQ);
+}
+
+static void execute_store(struct instruction *insn, uint32_t mnemonic, uint32_t size)
+{
+    name_it(insn, mnemonic);
+    if (sse_usable(insn) && store(insn, insn->machine->xmm[insn->reg], size))
+        finish(insn, mnemonic);
+}
+
+bool execute_sse4a(struct instruction *insn)
+{
+    if (insn->map != MAP_0F || (insn->opcode & 0xfe) != 0x78) {
+        /* 0F 2B without F2 or F3 is MOVNTPS or MOVNTPD, which are everywhere. */
+        if (insn->map != MAP_0F || insn->opcode != 0x2b || !insn->repeat)
+            return false;
+        if (!decode_operands(insn) || !insn->is_memory)
+            decline(insn);
+        else if (insn->repeat == 0xf3)
+            execute_store(insn, ISTHMUS_MOVNTSS, 4);
+        else
+            execute_store(insn, ISTHMUS_MOVNTSD, 8);
+        return true;
+    }
+    bool immediate = insn->opcode == 0x78;
+    bool extracts = !insn->repeat && insn->operand_size;
+    bool inserts = insn->repeat == 0xf2;
+    if (!decode_operands(insn) || insn->is_memory || (!extracts && !inserts) ||
+        (extracts && immediate && (insn->reg & 7) != 0))
+        decline(insn);
+    else if (extracts)
+        execute_extrq(insn, immediate);
+    else
+        execute_insertq(insn, immediate);
+    return true;
+}

@@ -1,0 +1,250 @@
+"""Commanding a translator: hold and resume under fire, other people's stops, crashes.
+
+The guest is the small one of the bench: 64-bit code in a loop, up within milliseconds.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.hypervisor.qemu.monitor import Monitor
+from isthmus.translate.outside import Translator
+from isthmus.translate.registers import Registers
+from isthmus.translate.rsp import SIGINT, Stub
+from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
+from isthmus.translate.vectors import NoEntryError
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(60)]
+
+SOURCE = Path(__file__).parents[2] / "bench" / "trap_guest.S"
+EXTRQ, RDTSCP, UD2 = 1, 2, 3
+RBX = 1
+
+
+@pytest.fixture(scope="module")
+def rom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rom")
+    subprocess.run(["gcc", "-c", "-o", folder / "o", SOURCE], check=True)
+    subprocess.run(
+        ["objcopy", "-O", "binary", "-j", ".text", folder / "o", folder / "bin"], check=True
+    )
+    path = folder / "rom"
+    path.write_bytes((folder / "bin").read_bytes().ljust(0x1000, b"\0").rjust(64 << 10, b"\xf4"))
+    return path
+
+
+@pytest.fixture
+async def folder(rom, tmp_path_factory):
+    """The folder of a running small guest."""
+    home = tmp_path_factory.mktemp("s")
+    qemu = subprocess.Popen(
+        [
+            find_qemu().path, "-accel", "tcg", "-cpu", "Penryn", "-M", "pc", "-m", "16",
+            "-bios", rom, "-nodefaults", "-no-user-config", "-display", "none",
+            "-chardev", f"socket,id=gdb,path={home}/gdb.sock,server=on,wait=off",
+            "-gdb", "chardev:gdb",
+            "-chardev", f"socket,id=qmp,path={home}/qmp.sock,server=on,wait=off",
+            "-mon", "chardev=qmp,mode=control",
+        ],
+    )  # fmt: skip
+    (home / "pid").write_text(str(qemu.pid))
+    await until((home / "qmp.sock").exists)
+    await asyncio.sleep(0.4)  # the guest walks into its loop
+    yield home
+    qemu.kill()
+    qemu.wait()
+
+
+@contextlib.asynccontextmanager
+async def armed(home, mode):
+    stub = await Stub.connect(home / "gdb.sock")
+    await stub.ask(b"P%x=%s" % (RBX, mode.to_bytes(8, "little").hex().encode()))
+    translator = Translator(stub)
+    await translator.arm()
+    try:
+        yield translator
+    finally:
+        await stub.close()
+
+
+async def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+def done(translator):
+    return sum(translator.translated.values())
+
+
+async def memory(monitor, home, address, length):
+    path = home / "seen"
+    command = f'memsave {address:#x} {length} "{path}"'
+    await monitor.execute("human-monitor-command", {"command-line": command})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("mode", [EXTRQ, RDTSCP])
+async def test_holds_between_two_instructions(folder, mode):
+    async with armed(folder, mode) as translator, Monitor.session(folder / "qmp.sock") as monitor:
+        vectors = translator.vectors
+        assert vectors.island is not None
+        for _ in range(30):
+            before = done(translator)
+            await translator.release()
+            await until(lambda before=before: done(translator) > before + 3)
+            await translator.hold()
+            assert not translator.problem
+            assert await monitor.status() == "paused"
+            found = await memory(monitor, folder, vectors.island.address, 13)
+            assert found == b"\xcc" * 13
+            (answer,) = await translator.stub.ask(b"g")
+            assert not vectors.ours(Registers(bytes.fromhex(answer.decode())).rip)
+            held = done(translator)
+            await asyncio.sleep(0.005)
+            assert done(translator) == held
+
+
+async def test_a_clock_goes_only_forward(folder):
+    async with armed(folder, RDTSCP) as translator:
+        await translator.release()
+        values = []
+        for _ in range(20):
+            before = done(translator)
+            await until(lambda before=before: done(translator) > before + 2)
+            await translator.hold()
+            (answer,) = await translator.stub.ask(b"g")
+            registers = Registers(bytes.fromhex(answer.decode())).general
+            values.append(registers[3] << 32 | registers[0])
+            await translator.release()
+        assert values == sorted(set(values))
+
+
+async def test_somebody_elses_stop_is_not_answered(folder):
+    async with armed(folder, EXTRQ) as translator, Monitor.session(folder / "qmp.sock") as monitor:
+        await translator.release()
+        await until(lambda: done(translator) > 3)
+        while not translator.standing:
+            # In the middle of a trap QEMU takes no notice of a "stop"; see docs/translation.md.
+            await monitor.execute("stop")
+            await asyncio.sleep(0.01)
+        assert translator.standing == SIGINT
+        before = done(translator)
+        await asyncio.sleep(0.2)
+        assert (done(translator), await monitor.status()) == (before, "paused")
+        assert not translator.running
+        await monitor.execute("cont")
+        await until(lambda: done(translator) > before + 3)
+        assert not translator.problem
+
+
+async def test_holds_what_somebody_else_has_stopped(folder):
+    async with armed(folder, EXTRQ) as translator, Monitor.session(folder / "qmp.sock") as monitor:
+        await translator.release()
+        while not translator.standing:
+            await monitor.execute("stop")
+            await asyncio.sleep(0.01)
+        await translator.hold()
+        assert await monitor.status() == "paused"
+        await translator.release()
+        before = done(translator)
+        await until(lambda: done(translator) > before + 3)
+        await translator.hold()
+
+
+async def test_a_guest_without_padding_is_served_too(folder):
+    async with armed(folder, RDTSCP) as translator:
+        await translator.hold()
+        translator.vectors = replace(translator.vectors, island=None)
+        await translator.release()
+        await until(lambda: done(translator) > 20)
+        await translator.hold()
+        assert not translator.problem
+        (answer,) = await translator.stub.ask(b"m%x,2" % translator.vectors.iretq)
+        assert answer == b"48cf"
+
+
+@pytest.mark.parametrize("nop", [True, False])
+async def test_what_is_not_ours_is_passed_on(folder, nop):
+    """UD2: the small guest's handler never returns, so it is passed exactly once."""
+    async with armed(folder, UD2) as translator:
+        if not nop:
+            translator.vectors = replace(translator.vectors, after=None)
+        assert (translator.vectors.after is None) != nop
+        await translator.release()
+        await until(lambda: translator.passed == 1)
+        await asyncio.sleep(0.1)
+        assert (translator.passed, done(translator), translator.problem) == (1, 0, "")
+        await translator.hold()
+        (answer,) = await translator.stub.ask(b"g")
+        rip = Registers(bytes.fromhex(answer.decode())).rip
+        assert translator.vectors.entry < rip <= translator.vectors.entry + 4
+
+
+async def test_service_starts_fast_serves_and_leaves(folder):
+    begun = time.monotonic()
+    client = await spawn(folder / "gdb.sock", folder)
+    took = time.monotonic() - begun
+    assert took < 2
+    with pytest.raises(TranslatorError):
+        await client.resume()  # not armed
+    report = await client.arm()
+    assert report.entry == 0x5000
+    await client.resume()
+    status = await client.status()
+    assert (status.armed, status.running, status.problem) == (True, True, "")
+    # A second one is refused, by whatever way it comes.
+    other = subprocess.run(
+        [sys.executable, "-m", "isthmus.translate.service", "--gdb", folder / "gdb.sock",
+         "--directory", folder],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert other.returncode == 1
+    assert "another translator" in other.stderr
+    await client.detach()
+    await client.close()
+    async with Monitor.session(folder / "qmp.sock") as monitor:
+        assert await monitor.status() == "running"
+    deadline = time.monotonic() + 5
+    while (folder / "translator.sock").exists():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    with pytest.raises(TranslatorError):
+        await TranslatorClient.connect(folder)
+
+
+async def test_service_ends_with_qemu(folder):
+    client = await spawn(folder / "gdb.sock", folder)
+    await client.arm()
+    await client.resume()
+    subprocess.run(["kill", "-KILL", (folder / "pid").read_text()], check=True)
+    deadline = time.monotonic() + 5
+    while (folder / "translator.sock").exists():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_a_guest_that_is_not_up_yet_is_a_clear_error(tmp_path_factory):
+    home = tmp_path_factory.mktemp("e")
+    qemu = subprocess.Popen(
+        [
+            find_qemu().path, "-accel", "tcg", "-M", "pc", "-m", "16", "-nodefaults", "-S",
+            "-display", "none", "-gdb", f"unix:{home}/gdb.sock,server=on,wait=off",
+        ]
+    )  # fmt: skip
+    try:
+        await until((home / "gdb.sock").exists)
+        stub = await Stub.connect(home / "gdb.sock")
+        with pytest.raises(NoEntryError, match="0 entries"):
+            await Translator(stub).arm()
+    finally:
+        qemu.kill()
+        qemu.wait()
