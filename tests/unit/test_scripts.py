@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = (
-    "bash", "cat", "cut", "dirname", "env", "find", "flock", "grep", "mkdir", "readlink", "rm",
+    "bash", "cat", "cut", "dirname", "env", "find", "flock", "grep", "head", "mkdir", "readlink", "rm",
     "sha256sum", "sort", "xargs",
 )  # fmt: skip
 PROGRAMS = ("qemu-system-x86_64", "gcc", "objcopy", "setpriv")
@@ -20,6 +20,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.path, self.log = folder / "a tree", folder / "bin", folder / "log"
+        self.home = folder / "home"
         shutil.copytree(ROOT / "script", self.root / "script")
         (self.root / "requirements.lock").write_text("")
         (self.root / "pyproject.toml").write_text("")
@@ -36,7 +37,7 @@ class Machine:
         self.program("gcc", f'echo "{self.log}"')
         self.user(0)
         # apt-get gives what it is asked for; apt-cache knows every package.
-        self.program("apt-cache", f'echo "apt-cache $*" >>"{self.log}"')
+        self.program("apt-cache", f'echo "apt-cache $*" >>"{self.log}"; echo linux-image-x')
         self.program(
             "apt-get",
             f'echo "apt-get $*" >>"{self.log}"\n'
@@ -65,7 +66,7 @@ class Machine:
     def setup(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", str(self.root / "script/setup")],
-            cwd="/", env={"PATH": str(self.path), "HOME": "/"}, capture_output=True, text=True,
+            cwd="/", env={"PATH": str(self.path), "HOME": str(self.home)}, capture_output=True, text=True,
             timeout=60, check=False,
         )  # fmt: skip
 
@@ -133,12 +134,38 @@ def test_root_installs_only_what_is_missing(machine: Machine) -> None:
 def test_lists_are_fetched_only_when_a_package_is_unknown(machine: Machine) -> None:
     machine.environment()
     (machine.path / "gcc").unlink()
-    machine.program("apt-cache", "exit 100")
+    machine.program("apt-cache", "[ $1 = pkgnames ] && echo linux-image-x || exit 100")
     assert machine.setup().returncode == 0
     assert [line.rsplit(maxsplit=1)[-1] for line in machine.asked("apt-get")] == [
         "update",
         "libc6-dev",
     ]
+
+
+def test_lists_without_a_kernel_are_fetched(machine: Machine) -> None:
+    machine.environment()
+    machine.program("apt-cache", "true")
+    assert machine.setup().returncode == 0
+    (line,) = machine.asked("apt-get")
+    assert line.endswith(" update")
+
+
+def test_without_root_lists_without_a_kernel_are_told(machine: Machine) -> None:
+    machine.environment()
+    machine.program("apt-cache", "true")
+    machine.user(1000)
+    done = machine.setup()
+    assert done.returncode == 6
+    assert "sudo apt-get update" in done.stderr
+
+
+def test_a_kernel_in_the_cache_needs_no_lists(machine: Machine) -> None:
+    machine.environment()
+    machine.program("apt-cache", "true")
+    machine.user(1000)
+    (machine.home / ".cache/isthmus/kernels/0123abcd").mkdir(parents=True)
+    done = machine.setup()
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_apt_it_names_what_is_missing(machine: Machine) -> None:
