@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = (
-    "bash", "cat", "cut", "dirname", "env", "find", "flock", "grep", "head", "mkdir", "readlink", "rm",
-    "sha256sum", "sort", "xargs",
+    "bash", "cat", "cut", "dirname", "env", "find", "flock", "grep", "head", "mkdir", "readlink",
+    "rm", "sha256sum", "sort", "xargs",
 )  # fmt: skip
 PROGRAMS = ("qemu-system-x86_64", "gcc", "objcopy", "setpriv")
 
@@ -66,7 +66,8 @@ class Machine:
     def setup(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", str(self.root / "script/setup")],
-            cwd="/", env={"PATH": str(self.path), "HOME": str(self.home)}, capture_output=True, text=True,
+            cwd="/", env={"PATH": str(self.path), "HOME": str(self.home)},
+            capture_output=True, text=True,
             timeout=60, check=False,
         )  # fmt: skip
 
