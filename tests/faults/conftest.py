@@ -19,6 +19,7 @@ from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.payload.verdict import judge
 
 SOURCE, DESTINATION = "phenom", "Penryn"
+TESTS = "rdtscp,sse4a,popcnt,lahf-lm,cx16"
 
 
 class World:
@@ -29,17 +30,22 @@ class World:
         self.store = hosts.store
         self.folder = folder
 
-    async def born(self, name: str = "g", *, disk: Path | None = None) -> Guest:
-        """A levelled guest that has begun to tick."""
+    async def born(
+        self, name: str = "g", *, disk: Path | None = None, levelled: bool = True
+    ) -> Guest:
+        """A guest that has begun to tick; unlevelled, it tests only what can be translated."""
         image = build_image(cache=cache_folder())
         machine = Machine(
             kernel=image.kernel,
             initrd=image.initrd,
-            command_line=command_line({"disk": 1} if disk else {}),
+            command_line=command_line(
+                {"disk": int(disk is not None), "test": "all" if levelled else TESTS}
+            ),
             disk=disk,
         )
         pool = [self.hosts.cpus.offered(host) for host in (SOURCE, DESTINATION)]
-        guest = await self.hosts.start(name, SOURCE, machine, shown=level(pool).model)
+        shown = level(pool).model if levelled else None
+        guest = await self.hosts.start(name, SOURCE, machine, shown=shown)
         await self.ticks(guest, 3)
         return guest
 
@@ -62,12 +68,12 @@ class World:
                     found.append(folder)
         return found
 
-    async def one_runs(self, guest: Guest) -> None:
+    async def one_runs(self, guest: Guest, **judging: object) -> None:
         """Exactly one copy runs, it is the one in the guest's file, and no report is amiss."""
         now = self.store.read(guest.name)
         assert await self.running(guest.name) == [now.process.directory]
         await self.ticks(now, 3)
-        verdict = judge([path.read_bytes() for path in now.streams])
+        verdict = judge([path.read_bytes() for path in now.streams], **judging)
         assert verdict.ok, verdict.faults
 
 
