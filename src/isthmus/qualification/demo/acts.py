@@ -31,9 +31,6 @@ from isthmus.translate.service import TranslatorClient
 from isthmus.translate.table import translatable
 
 MOVES = 10
-LIMITS = {"bandwidth": 1 << 30, "downtime_limit_ms": 40}
-"""Bytes/s, ms.  QEMU's own 128 MiB/s would make most of a move a wait for nothing, and its own
-300 ms would let it stop a guest on a fast channel with much still to send."""
 PATIENCE_S = 20.0
 STAY_TICKS = 5  # rounds of the payload's checks between two moves
 ABROAD_S = 3.0  # how long the translated guest works abroad
@@ -60,7 +57,9 @@ class _Journey:
         """
         play, hosts = self.play, self.play.stage.hosts
         left = play.clock()
-        options = Options(**LIMITS, channel="tcp", translate=translate, lives_with_parent=True)
+        # QEMU's own bandwidth and downtime limits on purpose.  With 1 GiB/s and 40 ms QEMU 7.2's
+        # TCG now and then loses a guest's write (docs/demo.md), which no migration can cure.
+        options = Options(channel="tcp", translate=translate, lives_with_parent=True)
         try:
             record = await hosts.move(self.name, host, options, observer=play.display.progress)
         except IsthmusError:
