@@ -26,6 +26,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
+NEGOTIATION_TRIES = 8
 
 
 class MonitorGoneError(HypervisorError):
@@ -54,25 +55,30 @@ class Monitor:
 
         :raises MonitorGoneError: nobody listens, somebody else holds the monitor, or no QMP.
         """
-        client = QMPClient(path.name)
-        try:
-            async with asyncio.timeout(timeout):
-                await client.connect(str(path))
-        except TimeoutError as error:
-            with contextlib.suppress(Exception):
-                await client.disconnect()
-            raise MonitorGoneError(
-                f"{path}: no QMP greeting within {timeout:g} s",
-                remedy="another client may hold this monitor, or it is not a QMP socket",
-            ) from error
-        except (QMPError, OSError, ValueError) as error:
-            with contextlib.suppress(Exception):
-                await client.disconnect()
-            raise MonitorGoneError(
-                f"{path}: not a QMP monitor that answers ({_innermost(error)})",
-                remedy="name the UNIX socket given to QEMU's -qmp option",
-            ) from error
-        return cls(client, path)
+        for attempt in range(NEGOTIATION_TRIES):
+            client = QMPClient(path.name)
+            try:
+                async with asyncio.timeout(timeout):
+                    await client.connect(str(path))
+            except TimeoutError as error:
+                await _let_go(client)
+                raise MonitorGoneError(
+                    f"{path}: no QMP greeting within {timeout:g} s",
+                    remedy="another client may hold this monitor, or it is not a QMP socket",
+                ) from error
+            except (QMPError, OSError, ValueError) as error:
+                await _let_go(client)
+                # A guest under translation sends events by the hundred, and one may come before
+                # the answer to qmp_capabilities; the library takes that for a wrong answer.
+                if _in_negotiation(error) and attempt < NEGOTIATION_TRIES - 1:
+                    await asyncio.sleep(0.02)
+                    continue
+                raise MonitorGoneError(
+                    f"{path}: not a QMP monitor that answers ({_innermost(error)})",
+                    remedy="name the UNIX socket given to QEMU's -qmp option",
+                ) from error
+            return cls(client, path)
+        raise AssertionError("the last try returns or raises")
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -131,6 +137,21 @@ class Monitor:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(2):
                 await self._client.disconnect()
+
+
+async def _let_go(client: QMPClient) -> None:
+    with contextlib.suppress(Exception):
+        await client.disconnect()
+
+
+def _in_negotiation(error: BaseException) -> bool:
+    """Whether the greeting came but the negotiation after it went wrong."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, AssertionError):
+            return True
+        below = below.__cause__ or getattr(below, "exc", None)
+    return False
 
 
 def _innermost(error: BaseException) -> str:
