@@ -7,6 +7,7 @@ from demo_results import levelled, move, result, translated, without
 from lxml import etree
 
 from isthmus.divergence.finding import Finding, Severity
+from isthmus.qualification.demo.picture import picture
 from isthmus.qualification.demo.report import html
 from isthmus.qualification.demo.result import Command, HostFacts, Outcome, Stay
 
@@ -89,3 +90,13 @@ def test_an_act_that_never_moved_is_shown() -> None:
     page = html(result(failed))
     assert "it did not boot" in page
     assert "Not as expected" in page
+
+
+def test_the_picture_needs_nothing_from_outside() -> None:
+    drawn = picture(result())
+    tree = etree.fromstring(drawn.encode())
+    text = "".join(tree.itertext()).replace("\xa0", " ")
+    assert "alive and correct after 10 moves" in text
+    assert not re.search(
+        r"https?:|@import|url\((?!#)", drawn.replace("http://www.w3.org/2000/svg", "")
+    )
