@@ -1,74 +1,115 @@
 """The rules engine: a guest, its destination and the catalogue of divergences give findings.
 
-Pure: values in, values out.  The rules are data (``data/rules.json``), tried in their order; each
-feature that the guest was shown and the destination lacks gets the first rule that fits it.  The
-last rule refuses: what no rule explains is not let through.  Rules with a ``between`` speak of the
-guest and its destination as a whole; a function of that name in this module finds where they apply.
+Pure: values in, values out.  The catalogue is data (``data/catalogue``), in the language of
+:mod:`isthmus.divergence.condition`.  There are two kinds of rules.
+
+* Rules about a *loss*: for each feature that the guest was shown and would not be shown on the
+  destination, the first of them that applies speaks.  The last one refuses: what no rule explains
+  is not let through.
+* Rules about the guest and its destination *as a whole*: each that applies speaks, once for each
+  subject of its relation.
+
+Where a condition cannot be judged, the rule speaks with the severity it states for that (by default
+its own), and the finding says what is not known.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import resources
+from typing import Literal
 
-from isthmus.baseline.identity import AMD, INTEL, maker
-from isthmus.baseline.level import HYPERCALLS
 from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
+from isthmus.divergence.condition import Condition, Situation
+from isthmus.divergence.evidence import GuestEvidence, HostEvidence
+from isthmus.divergence.examples import Example
 from isthmus.divergence.finding import Finding, Severity
+from isthmus.divergence.relations import RELATIONS, Hit
+from isthmus.divergence.truth import Truth
 from isthmus.values import Value, from_json
 
+GROUPS = (
+    "instructions", "silent", "entry", "state", "time", "topology", "security", "software",
+    "fallback",
+)  # fmt: skip
+"""The files of the catalogue, in the order in which their rules are tried."""
 
-class GuestEvidence(Value, frozen=True):
-    """What is known of the guest: the CPU it was shown at boot, its size in vCPUs and MiB.
+Basis = Literal["experiment", "source", "manual", "unverified"]
+"""How well a rule is founded: seen in the lab or on silicon; its source was opened and says so; as
+the makers' manuals have it; told by somebody, not yet checked."""
 
-    ``command_line`` is its kernel's, empty where unknown.
+
+class Lost(Value, frozen=True, forbid_unknown_fields=True):
+    """Which lost features a rule is about.
+
+    One of ``features``, those of a ``kind`` ("*": any), or those that pools ``merge`` so.
     """
 
-    shown: CpuModel
-    vcpus: int = 1
-    memory_mib: int = 0
-    command_line: str = ""
+    features: tuple[str, ...] = ()
+    kind: str = ""
+    merge: str = ""
 
-
-class When(Value, frozen=True, forbid_unknown_fields=True):
-    """A rule's condition; every field that is given must hold.
-
-    ``lost``: one of these is lost; ``lost_kind``: a feature of that kind is ("*": of any kind);
-    ``lost_merge``: a feature that pools merge so.  ``between``: the condition of that name holds
-    between guest and destination; nothing else may be given with it.
-    """
-
-    lost: tuple[str, ...] = ()
-    lost_kind: str = ""
-    lost_merge: str = ""
-    between: str = ""
-    translatable: bool | None = None
-    destination_has: tuple[str, ...] = ()
-    memory_mib_at_least: int = 0
-    memory_mib_below: int | None = None
+    def covers(self, name: str) -> bool:
+        """Whether the rule is about the loss of ``name``."""
+        feature = FEATURES.get(name)
+        if self.features and name not in self.features:
+            return False
+        if self.kind not in {"", "*"} and (feature is None or feature.kind != self.kind):
+            return False
+        return not self.merge or (feature is not None and feature.merge == self.merge)
 
 
 class Rule(Value, frozen=True, forbid_unknown_fields=True):
-    """One divergence; see :class:`isthmus.divergence.finding.Finding` for the texts."""
+    """One divergence; see :class:`isthmus.divergence.finding.Finding` for the texts.
+
+    It is about what is ``lost``, or about a ``relation``, or (neither given) about ``subject``.
+    ``when`` must hold as well.  ``unknown`` is its severity where ``when`` cannot be judged:
+    ``severity`` by default, "nothing" to be silent then.  ``translates``: it needs only translation
+    where the armed translator covers the lost feature.  ``example`` is a move where it speaks,
+    ``counterexample`` one where it does not; ``test`` names a further test.
+    """
 
     id: str
-    when: When
     severity: Severity
     notice: str
     remedy: str
     source: str
+    basis: Basis
+    example: Example
+    counterexample: Example
+    lost: Lost | None = None
+    relation: str = ""
+    subject: str = ""
+    when: Condition = Condition()
+    unknown: Literal["note", "warn", "refuse", "nothing"] | None = None
+    translates: bool = False
+    test: str = ""
 
 
-class _Catalogue(Value, frozen=True):
+class Group(Value, frozen=True, forbid_unknown_fields=True):
+    """One file of the catalogue."""
+
     schema: int
+    title: str
     rules: tuple[Rule, ...]
+
+
+@cache
+def groups() -> dict[str, Group]:
+    """The catalogue by group, in the order in which the rules are tried."""
+    folder = resources.files("isthmus.divergence").joinpath("data/catalogue")
+    return {
+        name: from_json(folder.joinpath(f"{name}.json").read_bytes(), Group, where=f"{name}.json")
+        for name in GROUPS
+    }
 
 
 @cache
 def rules() -> tuple[Rule, ...]:
     """The catalogue, in the order in which the rules are tried."""
-    data = resources.files("isthmus.divergence").joinpath("data/rules.json").read_bytes()
-    return from_json(data, _Catalogue, where="rules.json").rules
+    return tuple(rule for group in groups().values() for rule in group.rules)
+
+
+_NOTHING_KNOWN = HostEvidence()
 
 
 def findings(
@@ -77,107 +118,106 @@ def findings(
     shown: CpuModel,
     *,
     translatable: frozenset[str] = frozenset(),
+    source: CpuModel | None = None,
+    here: HostEvidence = _NOTHING_KNOWN,
+    there: HostEvidence = _NOTHING_KNOWN,
 ) -> tuple[Finding, ...]:
     """What the guest would notice on a destination.
 
     :param offer: what the destination's CPU can do.
     :param shown: the CPU that the destination would show this guest.
     :param translatable: the features whose loss the armed translator covers.
+    :param source: what the source's CPU can do, where it is known.
+    :param here: the hypervisor of the source.
+    :param there: the hypervisor of the destination.
     """
+    situation = Situation(
+        guest=guest,
+        destination=offer,
+        shown=shown,
+        source=source,
+        here=here,
+        there=there,
+        translatable=translatable,
+    )
     found = [
-        _finding(rule, subject, evidence)
+        finding
         for rule in rules()
-        if rule.when.between
-        for subject, evidence in BETWEEN[rule.when.between](guest, offer, shown)
+        if rule.lost is None
+        for hit in _hits(rule, situation)
+        if (finding := _speak(rule, hit, situation))
     ]
+    lossy = [rule for rule in rules() if rule.lost is not None]
     for name in sorted(guest.shown.features - shown.features):
-        rule = next(rule for rule in rules() if _fits(rule.when, name, guest, offer, translatable))
-        found.append(_finding(rule, name, f"shown at boot, missing on {offer.name}"))
+        hit = Hit(subject=name, evidence=f"shown at boot, missing on {offer.name}")
+        tried = (
+            _speak(rule, hit, situation) for rule in lossy if rule.lost and rule.lost.covers(name)
+        )
+        found.append(next(finding for finding in tried if finding))
     return tuple(found)
 
 
-def _fits(
-    when: When, name: str, guest: GuestEvidence, offer: CpuModel, translatable: frozenset[str]
-) -> bool:
-    if not (when.lost or when.lost_kind or when.lost_merge):
-        return False
-    if when.lost and name not in when.lost:
-        return False
-    feature = FEATURES.get(name)
-    if when.lost_kind not in {"", "*"} and (feature is None or feature.kind != when.lost_kind):
-        return False
-    if when.lost_merge and (feature is None or feature.merge != when.lost_merge):
-        return False
-    if when.translatable is not None and (name in translatable) is not when.translatable:
-        return False
-    if not offer.features.issuperset(when.destination_has):
-        return False
-    if guest.memory_mib < when.memory_mib_at_least:
-        return False
-    return when.memory_mib_below is None or guest.memory_mib < when.memory_mib_below
+def _hits(rule: Rule, situation: Situation) -> list[Hit]:
+    if rule.relation:
+        return list(RELATIONS[rule.relation](situation))
+    return [Hit(subject=rule.subject, evidence="")]
 
 
-def _finding(rule: Rule, subject: str, evidence: str) -> Finding:
+def _speak(rule: Rule, hit: Hit, situation: Situation) -> Finding | None:
+    """The rule's finding on a subject; None where it does not apply."""
+    asked = Situation(
+        guest=situation.guest,
+        destination=situation.destination,
+        shown=situation.shown,
+        source=situation.source,
+        here=situation.here,
+        there=situation.there,
+        translatable=situation.translatable,
+        subject=hit.subject,
+    )
+    judged = list(rule.when.parts(asked))
+    truths: list[Truth] = [truth for truth, _ in judged]
+    if False in truths:
+        return None
+    sure = hit.sure and None not in truths
+    severity = rule.severity
+    if not sure and rule.unknown is not None:
+        if rule.unknown == "nothing":
+            return None
+        severity = Severity(rule.unknown)
+    notice, remedy = rule.notice, rule.remedy
+    if rule.translates and hit.subject in situation.translatable:
+        severity = Severity.TRANSLATE
+        notice = f"{notice}; the translator does it here, at some cost each time"
+        remedy = "reboot the guest levelled when it suits"
+    gaps = list(dict.fromkeys(asks for truth, asks in judged if truth is None and asks))
+    evidence = [hit.evidence] if hit.evidence else []
+    if gaps:
+        evidence.append(f"not known: {'; '.join(gaps)}")
     return Finding(
         rule=rule.id,
-        severity=rule.severity,
-        subject=subject,
-        notice=rule.notice,
-        remedy=rule.remedy,
+        severity=severity,
+        subject=hit.subject,
+        notice=notice,
+        remedy=remedy,
         source=rule.source,
-        evidence=evidence,
+        evidence="; ".join(evidence) or _between(situation),
+        sure=sure,
     )
 
 
-Seen = Iterable[tuple[str, str]]
-"""Where a condition holds: subjects, each with its evidence; nothing where it does not."""
+def _between(situation: Situation) -> str:
+    return f"{situation.guest.shown.name} at boot, {situation.destination.name} there"
 
 
-def _identity_changes(guest: GuestEvidence, _offer: CpuModel, shown: CpuModel) -> Seen:
-    for fact in ("vendor", "family", "model", "stepping"):
-        born, there = getattr(guest.shown, fact), getattr(shown, fact)
-        if born != there:
-            yield fact, f"{born} would become {there}"
-
-
-def _addresses_narrow(guest: GuestEvidence, offer: CpuModel, _shown: CpuModel) -> Seen:
-    for fact in ("phys_bits", "linear_bits"):
-        born, there = getattr(guest.shown, fact), getattr(offer, fact)
-        if born is not None and there is not None and born > there:
-            yield fact.replace("_", "-"), f"{born} bits at boot, {there} on {offer.name}"
-
-
-def _tsc_rate_differs(guest: GuestEvidence, offer: CpuModel, _shown: CpuModel) -> Seen:
-    born, there = guest.shown.tsc_khz, offer.tsc_khz
-    # KVM takes 250 ppm for the same rate (Linux arch/x86/kvm/x86.c, tsc_tolerance_ppm).
-    if born and there and abs(born - there) * 4000 > born:
-        yield "tsc", f"{born} kHz at boot, {there} kHz on {offer.name}"
-
-
-def _makers_differ(guest: GuestEvidence, offer: CpuModel, _shown: CpuModel) -> Seen:
-    if maker(guest.shown.vendor) != maker(offer.vendor):
-        yield "vendor", f"{guest.shown.vendor} at boot, {offer.name} is {offer.vendor}"
-
-
-def _hypercalls_of_another_maker(guest: GuestEvidence, offer: CpuModel, shown: CpuModel) -> Seen:
-    if maker(guest.shown.vendor) != maker(offer.vendor):
-        for name in sorted(shown.features & HYPERCALLS):
-            yield name, f"{guest.shown.vendor} at boot, {offer.name} is {offer.vendor}"
-
-
-def _meltdown_unprotected(guest: GuestEvidence, offer: CpuModel, _shown: CpuModel) -> Seen:
-    believes_safe = maker(guest.shown.vendor) == maker(AMD) or "rdctl-no" in guest.shown.features
-    exposed = offer.vendor == INTEL and "rdctl-no" not in offer.features
-    if believes_safe and exposed and "pti=on" not in guest.command_line.split():
-        yield "rdctl-no", f"{guest.shown.vendor} at boot, {offer.name} does not state rdctl-no"
-
-
-BETWEEN: Mapping[str, Callable[[GuestEvidence, CpuModel, CpuModel], Seen]] = {
-    "identity-changes": _identity_changes,
-    "addresses-narrow": _addresses_narrow,
-    "tsc-rate-differs": _tsc_rate_differs,
-    "makers-differ": _makers_differ,
-    "hypercalls-of-another-maker": _hypercalls_of_another_maker,
-    "meltdown-unprotected": _meltdown_unprotected,
-}
-"""The conditions between a guest and its destination, by the name that rules use."""
+__all__ = [
+    "GROUPS",
+    "Finding",
+    "Group",
+    "GuestEvidence",
+    "HostEvidence",
+    "Rule",
+    "findings",
+    "groups",
+    "rules",
+]
