@@ -3,9 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isthmus.baseline.growth import growth
 from isthmus.baseline.level import level
 from isthmus.cpu.features import FEATURES, closure_violations
 from isthmus.cpu.model import CpuModel, XsaveComponent
+from isthmus.divergence.examples import reference_cpus
 
 RESTRICTIONS = {name for name, feature in FEATURES.items() if feature.merge == "or"}
 
@@ -69,3 +71,39 @@ def test_losses_and_baseline_make_the_host(pool: list[CpuModel]) -> None:
     rebuilt = [frozenset(loss.features) for loss in baseline.losses]
     for host in pool:
         assert host.features - baseline.model.features in rebuilt
+
+
+# What the rules between makers, of leaves and of XSAVE state take away is no part of maximality.
+_REAL = [
+    cpu.replace(name=name)
+    for name, cpu in reference_cpus().items()
+    if cpu.vendor in {"AuthenticAMD", "GenuineIntel"}
+]
+
+
+@given(st.lists(st.sampled_from(_REAL), min_size=1, max_size=6))
+def test_the_baseline_of_real_cpus_is_sound_and_maximal(pool: list[CpuModel]) -> None:
+    """No feature that all hosts have is missing, unless a rule took it and the reasons name it."""
+    baseline = level(pool)
+    features = baseline.model.features
+    assert not closure_violations(features)
+    common = frozenset.intersection(*(host.features for host in pool))
+    assert features - RESTRICTIONS <= common
+    told = {
+        name.strip()
+        for reason in baseline.reasons
+        if reason.startswith("without ")
+        for name in reason.removeprefix("without ").partition(":")[0].split(",")
+    }
+    ignored = {name for name in common if FEATURES[name].merge == "ignore"}
+    assert common - features <= told | ignored
+
+
+@given(st.lists(st.sampled_from(_REAL), min_size=2, max_size=6))
+def test_every_way_to_grow_wins_what_it_says(pool: list[CpuModel]) -> None:
+    pool = [host.replace(name=f"host{index}") for index, host in enumerate(pool)]
+    base = level(pool).model.features
+    for way in growth(pool):
+        rest = [host for host in pool if host.name not in way.without]
+        assert frozenset(way.wins) == level(rest).model.features - base
+        assert way.wins

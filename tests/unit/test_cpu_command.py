@@ -127,3 +127,17 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_targets_come_best_first_with_reasons(tmp_path: Path) -> None:
+    guest, twin, old, intel = (
+        saved(name, tmp_path) for name in ("EPYC", "EPYC-Rome", "Penryn", "Skylake-Server")
+    )
+    done = isthmus("targets", guest, old, intel, twin, "--memory", "512", "--json")
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
+    assert [(target["host"], target["takes"]) for target in found] == [
+        ("EPYC-Rome", True), ("Skylake-Server", False), ("Penryn", False),
+    ]  # fmt: skip
+    assert any("sse4a" in reason for reason in found[1]["reasons"])
+    assert isthmus("targets", guest, old).returncode == 3

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
+from isthmus.baseline.growth import Growth, growth
 from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
 from isthmus.cpu.model import CpuModel
+from isthmus.cpu.readers.recognise import read_cpu
 from isthmus.errors import InputError
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator, choose_accelerator
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
 from isthmus.hypervisor.qemu.render import cpu_argument
-from isthmus.values import Value, read_value, to_json
+from isthmus.values import Value, to_json
 
 
 class Answer(Value, frozen=True):
@@ -23,6 +25,7 @@ class Answer(Value, frozen=True):
     baseline: Baseline
     accelerator: str
     cpu: str
+    growth: tuple[Growth, ...] = ()
 
 
 def _names(
@@ -45,40 +48,49 @@ def _names(
     "--accel", type=click.Choice([a.value for a in Accelerator]),
     help="Accelerator whose offer counts [default: the best that works here].",
 )  # fmt: skip
+@click.option("--grow", is_flag=True, help="Tell which hosts to leave out to win which features.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def level(
     hosts: tuple[str, ...],
     keep: tuple[str, ...],
     drop: tuple[str, ...],
     accel: str | None,
+    grow: bool,
     as_json: bool,
 ) -> None:
     """Compute the CPU that every HOST can honour, to boot guests with.
 
-    A HOST is a CPU model of the installed QEMU, or a JSON file of a CPU model (a name with a slash
-    or ending in .json).
+    A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
+    reads (a name with a slash or a dot).
 
     \b
     Examples:
       isthmus level phenom Penryn
       isthmus level EPYC-Milan Icelake-Server --drop pku
-      isthmus level ./amd1.json ./intel1.json --json
+      isthmus level ./amd1.json ./intel1.txt --json
+      isthmus level phenom EPYC Icelake-Server --grow
     """
     qemu = find_qemu()
     accelerator = Accelerator(accel) if accel else choose_accelerator(qemu).accelerator
     cpus = asyncio.run(read_cpus(qemu, accelerator))
-    baseline = level_hosts([_host(name, cpus) for name in hosts], keep=keep, drop=drop)
+    pool = [_host(name, cpus) for name in hosts]
+    baseline = level_hosts(pool, keep=keep, drop=drop)
+    ways = growth(pool, keep=keep, drop=drop) if grow else ()
     cpu = cpu_argument(baseline.model, cpus.named)
     if as_json:
-        answer = Answer(baseline=baseline, accelerator=accelerator.value, cpu=cpu)
+        answer = Answer(baseline=baseline, accelerator=accelerator.value, cpu=cpu, growth=ways)
         click.echo(to_json(answer, indent=2).decode())
     else:
         _print(baseline, cpu)
+        for way in ways:
+            click.echo(f"without {', '.join(way.without)}: wins {' '.join(way.wins)}")
+        if grow and not ways:
+            click.echo("no host stands in the way of another feature")
 
 
 def _host(name: str, cpus: QemuCpus) -> CpuModel:
-    if "/" in name or name.endswith(".json"):
-        return read_value(Path(name), CpuModel)
+    if "/" in name or name.endswith((".json", ".txt", ".xml")):
+        return read_cpu(Path(name))
     try:
         return cpus.offered(name)
     except InputError as error:
