@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isthmus.baseline.fleet import level_fleet, pack
 from isthmus.baseline.growth import growth
 from isthmus.baseline.level import level
 from isthmus.cpu.features import FEATURES, closure_violations
@@ -107,3 +108,11 @@ def test_every_way_to_grow_wins_what_it_says(pool: list[CpuModel]) -> None:
         rest = [host for host in pool if host.name not in way.without]
         assert frozenset(way.wins) == level(rest).model.features - base
         assert way.wins
+
+
+@given(pools, st.sampled_from(["", "sse4a", "avx2"]))
+def test_a_fleet_is_levelled_as_its_hosts_are(pool: list[CpuModel], drop: str) -> None:
+    dropped = [drop] if drop else []
+    whole, packed = level(pool, drop=dropped), level_fleet(pack(pool), drop=dropped)
+    assert packed.model.replace(name="") == whole.model.replace(name="")  # one host has a name
+    assert packed.reasons == whole.reasons

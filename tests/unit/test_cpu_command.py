@@ -141,3 +141,15 @@ def test_targets_come_best_first_with_reasons(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert any("sse4a" in reason for reason in found[1]["reasons"])
     assert isthmus("targets", guest, old).returncode == 3
+
+
+def test_what_the_hypervisor_cannot_break_is_not_refused(tmp_path: Path) -> None:
+    """TCG keeps one layout of the extended state, whatever CPU it plays; KVM gives the host's."""
+    amd, intel = saved("EPYC-Milan", tmp_path), saved("Ice-Lake-SP", tmp_path)
+
+    def rules(hypervisor: str) -> set[str]:
+        done = isthmus("check", amd, "--to", intel, "--hypervisor", hypervisor, "--json")
+        return {finding["rule"] for finding in json.loads(done.stdout)[0]["blocking"]}
+
+    assert "xsave-may-move" in rules("kvm")
+    assert "xsave-may-move" not in rules("tcg")

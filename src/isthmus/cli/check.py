@@ -42,6 +42,10 @@ class Cell(Value, frozen=True):
 @click.option("--system", default="linux", show_default=True, help="The guest's operating system.")
 @click.option("--kernel", default="", help="The guest kernel's version, as uname -r prints it.")
 @click.option("--memory", default=0, metavar="MIB", help="The guest's memory in MiB.")
+@click.option(
+    "--hypervisor", type=click.Choice(["kvm", "tcg", "xen", "hyper-v", "vmware"]),
+    help="What runs guests on the hosts; left out, the most cautious answer.",
+)  # fmt: skip
 @click.option("--cmdline", default="", help="The guest kernel's command line.")
 @click.option(
     "--cpuinfo", type=click.Path(path_type=Path), help="The guest's own /proc/cpuinfo (its bugs)."
@@ -56,6 +60,7 @@ def check(
     system: str,
     kernel: str,
     memory: int,
+    hypervisor: str | None,
     cmdline: str,
     cpuinfo: Path | None,
     as_json: bool,
@@ -75,7 +80,8 @@ def check(
     """
     options = _Options(
         translate=translate, accepted=accepted, system=system, kernel=kernel,
-        memory_mib=memory, command_line=cmdline, bugs=_bugs(cpuinfo) if cpuinfo else None,
+        memory_mib=memory, hypervisor=hypervisor or "", command_line=cmdline,
+        bugs=_bugs(cpuinfo) if cpuinfo else None,
     )  # fmt: skip
     if matrix:
         if to:
@@ -99,6 +105,7 @@ class _Options(Value, frozen=True):
     system: str
     kernel: str
     memory_mib: int
+    hypervisor: str
     command_line: str
     bugs: frozenset[str] | None
 
@@ -114,7 +121,13 @@ def _judge(guest: CpuModel, host: CpuModel, options: _Options) -> Preflight:
         memory_mib=options.memory_mib, command_line=options.command_line, bugs=options.bugs,
     )  # fmt: skip
     return preflight(
-        guest.name, evidence, guest.name, host, translatable=covered, accepted=options.accepted
+        guest.name,
+        evidence,
+        guest.name,
+        host,
+        translatable=covered,
+        accepted=options.accepted,
+        hypervisor=options.hypervisor,
     )
 
 

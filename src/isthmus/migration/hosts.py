@@ -129,6 +129,7 @@ class Hosts:
             self.cpus.offered(host),
             translatable=translatable() if translate else frozenset(),
             accepted=accepted,
+            hypervisor=self.accelerator.value,
         )
 
     async def move(

@@ -7,8 +7,9 @@ from collections.abc import Collection
 
 from isthmus.baseline.shown import shown_on
 from isthmus.cpu.model import CpuModel
+from isthmus.divergence.evidence import GuestEvidence, HostEvidence
 from isthmus.divergence.finding import Finding, Severity, blocking
-from isthmus.divergence.rules import GuestEvidence, findings
+from isthmus.divergence.rules import findings
 from isthmus.errors import RefusedError
 from isthmus.values import Value
 
@@ -54,10 +55,15 @@ def preflight(
     *,
     translatable: frozenset[str] = frozenset(),
     accepted: Collection[str] = (),
+    hypervisor: str = "",
 ) -> Preflight:
-    """Check a guest against a destination host that offers ``offer``."""
+    """Check a guest against a destination host that offers ``offer``.
+
+    :param hypervisor: what runs guests on both hosts (``kvm``, ``tcg`` …), empty if unknown.
+    """
     shown = shown_on(evidence.shown, offer)
-    found = findings(evidence, offer, shown, translatable=translatable)
+    host = HostEvidence(hypervisor=hypervisor)
+    found = findings(evidence, offer, shown, translatable=translatable, here=host, there=host)
     return Preflight(
         guest=guest,
         source_host=source_host,
