@@ -156,3 +156,22 @@ def test_any_text_gives_leaves_or_an_error(text: str) -> None:
         assert read_raw(text, where="test")
     except InputError as error:
         assert "CPUID" in str(error)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CPUID 00000001:000006FB-00020800-0000E3BD-BFEBFBFF",
+        "CPUID 00000001: 000006FB-00020800-0000E3BD-BFEBFBFF",
+        "00000001 000006FB-00020800-0000E3BD-BFEBFBFF [SL 00]",
+        "   0x00000001: eax=0x000006fb ebx=0x00020800 ecx=0x0000e3bd edx=0xbfebfbff",
+        "   0x00000001 0x00: eax=0x000006fb ebx=0x00020800 ecx=0x0000e3bd edx=0xbfebfbff",
+        "0x1: EAX=0x6fb, EBX=0x20800, ECX=0xe3bd, EDX=0xbfebfbff",
+        "basic_cpuid[1]=000006fb 00020800 0000e3bd bfebfbff",
+    ],
+)
+def test_one_answer_in_every_spelling(line: str) -> None:
+    (cpu,) = read_raw(f"noise\n{line}\r\nmore noise: 12\n", where="a dump")
+    assert cpu.leaves == (
+        CpuidLeaf(leaf=1, subleaf=0, eax=0x6FB, ebx=0x20800, ecx=0xE3BD, edx=0xBFEBFBFF),
+    )

@@ -26,11 +26,12 @@ MAX_CPUS = 8192
 
 _HEX8 = r"([0-9A-Fa-f]{8})"
 _INSTLAT = re.compile(
-    rf"(?:CPUID\s+)?{_HEX8}:?\s+{_HEX8}-{_HEX8}-{_HEX8}-{_HEX8}(?:\s+\[SL\s+([0-9A-Fa-f]{{1,8}})\])?"
+    rf"(?:CPUID\s+)?{_HEX8}(?::\s*|\s+){_HEX8}-{_HEX8}-{_HEX8}-{_HEX8}(?:\s+\[SL\s+([0-9A-Fa-f]{{1,8}})\])?"
 )
 _CPUID_R = re.compile(
-    r"0x([0-9A-Fa-f]{1,8}) 0x([0-9A-Fa-f]{1,8}): eax=0x([0-9A-Fa-f]{1,8})"
-    r" ebx=0x([0-9A-Fa-f]{1,8}) ecx=0x([0-9A-Fa-f]{1,8}) edx=0x([0-9A-Fa-f]{1,8})"
+    r"0x([0-9A-F]{1,8})(?:[ /.]0x([0-9A-F]{1,8}))?: ?eax=0x([0-9A-F]{1,8}),? "
+    r"ebx=0x([0-9A-F]{1,8}),? ecx=0x([0-9A-F]{1,8}),? edx=0x([0-9A-F]{1,8})",
+    re.IGNORECASE,
 )
 _LIBCPUID = re.compile(
     r"(basic_cpuid|ext_cpuid|intel_fn\w{1,4}|amd_fn\w{1,9})\[(\d{1,3})\]="
@@ -105,7 +106,7 @@ def _line(line: str) -> CpuidLeaf | None:
         return _leaf(leaf, subleaf or "0", words)
     if match := _CPUID_R.match(line):
         leaf, subleaf, *words = match.groups()
-        return _leaf(leaf, subleaf, words)
+        return _leaf(leaf, subleaf or "0", words)  # its first versions named no sub-leaf
     if (match := _LIBCPUID.match(line)) and match[1] in _TABLES:
         start, subleaves = _TABLES[match[1]]
         index = int(match[2])
