@@ -110,3 +110,26 @@ def test_any_bytes_give_a_model_or_an_error(data: bytes, draw: st.DataObject) ->
         assert recognise(mutated, name="x", where="dump").vendor
     except InputError as error:
         assert error.message.startswith("dump")
+
+
+EXPANSION = b"""\
+{"return": {"model": {"name": "base", "props": {
+  "vendor": "GenuineIntel", "family": 6, "model": 60, "stepping": 3, "level": 13,
+  "xlevel": 2147483656, "model-id": "Intel Core i7", "phys-bits": 39, "sse3": true, "sse4-2": true,
+  "fpu": true, "avx2": false, "hv-time": true, "migratable": true, "kvm": true, "tsc_adjust": true
+}}}, "id": "model-expansion"}
+
+{"return": [{"name": "486"}], "id": "definitions"}
+"""
+
+
+def test_an_expansion_of_qemu_even_with_more_behind_it() -> None:
+    cpu = recognise(EXPANSION, name="haswell", where="a file")
+    assert (cpu.vendor, cpu.family, cpu.model, cpu.stepping) == ("GenuineIntel", 6, 60, 3)
+    assert cpu.features == {"pni", "sse4.2", "fpu", "tsc-adjust"}
+    assert (cpu.phys_bits, cpu.brand) == (39, "Intel Core i7")
+
+
+def test_a_broken_expansion_is_an_error() -> None:
+    with pytest.raises(InputError, match="not a full CPU model expansion"):
+        recognise(b'{"props": {"vendor": 7}}', name="x", where="a file")

@@ -4,15 +4,13 @@ A document that fits no format, or fits one and is broken, gives an error that s
 """
 
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from isthmus.cpu.decode import decode
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.readers.cpuinfo import is_cpuinfo, read_cpuinfo
 from isthmus.cpu.readers.firecracker import is_firecracker, read_firecracker
 from isthmus.cpu.readers.libvirt import is_cpudata, read_cpudata
+from isthmus.cpu.readers.qemu import expansion, first_document, model_from_properties
 from isthmus.cpu.readers.raw import is_raw, read_raw
 from isthmus.errors import InputError
 from isthmus.values import from_json, read_bytes
@@ -41,16 +39,17 @@ def recognise(data: bytes, *, name: str, where: str) -> CpuModel:
     raise InputError(
         f"{where}: no known format of a CPU dump",
         remedy="name a CPUID dump (cpuid -r, InstLatx64, libcpuid), a /proc/cpuinfo, a libvirt "
-        "cpudata, a Firecracker fingerprint or a CPU model of Isthmus",
+        "cpudata, a Firecracker fingerprint, QEMU's expansion or a CPU model of Isthmus",
     )
 
 
 def _json(data: bytes, name: str, where: str) -> CpuModel:
-    document: Any
     try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        document = first_document(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: {error}", remedy="name a whole JSON document") from error
+    if (props := expansion(document)) is not None:
+        return model_from_properties(name, props, source=where)
     if is_firecracker(document):
         return read_firecracker(data, name=name, where=where)
     return from_json(data, CpuModel, where=where)

@@ -11,35 +11,14 @@ import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import msgspec
-
 from isthmus.cpu.model import CpuModel
+from isthmus.cpu.readers.qemu import canonical, model_from_properties
 from isthmus.errors import InputError
 from isthmus.hypervisor.qemu.binary import QemuBinary
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor
 from isthmus.hypervisor.qemu.process import start_bare
 from isthmus.values import Value
-
-# Properties of the CPU object that are booleans but not features of a CPU: how QEMU behaves,
-# its aliases, and what it fills by itself.  QEMU: target/i386/cpu.c, x86_cpu_properties.
-_SWITCHES = frozenset(
-    {
-        "check", "enforce", "cpuid-0xb", "fill-mtrr-mask", "full-cpuid-auto-level",
-        "host-cache-info", "host-phys-bits", "hotplugged", "hotpluggable", "kvm",
-        "kvm-no-smi-migration",
-        "kvm-pv-enforce-cpuid", "l3-cache", "legacy-cache", "lmce", "migratable", "pmu", "realized",
-        "start-powered-off", "tcg-cpuid", "vmware-cpuid-freq", "xen-vapic",
-    }
-)  # fmt: skip
-_SWITCH_PREFIXES = ("x-", "hv-")
-
-# QEMU's other spellings of one bit.  QEMU: target/i386/cpu.c, x86_cpu_initfn,
-# object_property_add_alias.
-_ALIASES = {
-    "ffxsr": "fxsr-opt", "i64": "lm", "kvm-steal-tm": "kvm-steal-time", "pclmuldq": "pclmulqdq",
-    "sse3": "pni", "sse4-1": "sse4.1", "sse4-2": "sse4.2", "xd": "nx",
-}  # fmt: skip
 
 
 class QemuCpus(Value, frozen=True):
@@ -85,12 +64,6 @@ class QemuCpus(Value, frozen=True):
         }
 
 
-def canonical(name: str) -> str:
-    """QEMU's spelling of a feature with '-' and aliases resolved."""
-    dashed = name.replace("_", "-")
-    return _ALIASES.get(dashed, dashed)
-
-
 async def read_cpus(
     qemu: QemuBinary, accelerator: Accelerator, names: Collection[str] | None = None
 ) -> QemuCpus:
@@ -134,45 +107,4 @@ async def _expand(monitor: Monitor, name: str, qemu: QemuBinary) -> CpuModel | N
         return None  # "host" without KVM, for one
     return model_from_properties(
         name, answer["model"]["props"], source=f"QEMU {qemu.version_text} query-cpu-model-expansion"
-    )
-
-
-class _Properties(msgspec.Struct):
-    vendor: str
-    family: int
-    model: int
-    stepping: int
-    level: int
-    xlevel: int
-    model_id: str = msgspec.field(name="model-id", default="")
-    phys_bits: int = msgspec.field(name="phys-bits", default=0)
-
-
-def model_from_properties(name: str, props: dict[str, object], *, source: str) -> CpuModel:
-    """A CPU model from the properties that ``query-cpu-model-expansion`` (type full) returns.
-
-    :raises InputError: a property is missing or of the wrong type.
-    """
-    try:
-        facts = msgspec.convert(props, _Properties)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{name}: not a full CPU model expansion: {error}") from error
-    features = frozenset(
-        canonical(key)
-        for key, value in props.items()
-        if value is True and key not in _SWITCHES and not key.startswith(_SWITCH_PREFIXES)
-    )
-    return CpuModel(
-        name=name,
-        source=source,
-        vendor=facts.vendor,
-        family=facts.family,
-        model=facts.model,
-        stepping=facts.stepping,
-        brand=facts.model_id,
-        level=facts.level,
-        xlevel=facts.xlevel,
-        phys_bits=facts.phys_bits or None,
-        features=features,
-        unknown=("raw CPUID leaves", "XSAVE layout"),
     )
