@@ -111,6 +111,10 @@ class _End:
 class Source(_End):
     """The process that runs the guest before the move."""
 
+    def __init__(self, side: Side) -> None:
+        super().__init__(side)
+        self._emulated = False
+
     async def attach(self) -> None:
         """Connect to the guest, and to its translator if one is armed.
 
@@ -123,6 +127,8 @@ class Source(_End):
     async def prepare(self, *, bandwidth: int | None, downtime_limit_ms: int | None) -> None:
         """Check that it runs a guest, and set the limits of the move.
 
+        An emulated CPU gets one pass, whatever the limit: see :mod:`hypervisor.qemu.stream`.
+
         :raises HypervisorError: the guest is in no state to be moved.
         """
         state = await self.monitor.status()
@@ -130,8 +136,11 @@ class Source(_End):
             raise HypervisorError(
                 f"the guest is {state}, not running", remedy="start or resume it first"
             )
+        self._emulated = await stream.is_emulated(self.monitor)
         await stream.prepare_source(
-            self.monitor, bandwidth=bandwidth, downtime_limit_ms=downtime_limit_ms
+            self.monitor,
+            bandwidth=bandwidth,
+            downtime_limit_ms=0 if self._emulated else downtime_limit_ms,
         )
 
     async def send(self, uri: str, progress: Callable[[stream.Transfer], None]) -> None:
@@ -142,7 +151,9 @@ class Source(_End):
         """
         if self.translator is not None:
             await self.translator.hold()
-        await stream.send(self.monitor, uri, progress=progress)
+        # A held guest stands still already, and only its translator may let it run.
+        still = self._emulated and self.translator is None
+        await stream.send(self.monitor, uri, still=still, progress=progress)
 
     async def resume(self) -> None:
         """Take the guest back: the move is off, and the destination can never run it.

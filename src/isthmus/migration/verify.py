@@ -61,7 +61,8 @@ async def watch(
             if _lines(payload) >= 3:
                 return Evidence(alive=True, watched_s=elapsed)
             if elapsed >= seconds:
-                reason = f"its payload reported nothing for {elapsed:.1f} s"
+                where = _where(await monitor.human("info registers -a"))
+                reason = f"its payload reported nothing for {elapsed:.1f} s ({where})"
                 return Evidence(alive=False, watched_s=elapsed, reason=reason)
         else:
             text = await monitor.human("info registers -a")
@@ -80,6 +81,12 @@ def _positions(registers: str) -> list[tuple[str, str]]:
         for number, match in enumerate(_REGISTERS.finditer(registers))
         if match[2] == "0"
     ]
+
+
+def _where(registers: str) -> str:
+    """What the vCPUs of a silent guest do, for the record."""
+    stuck = [f"vCPU {number} at {rip}" for number, rip in _positions(registers)]
+    return ", ".join(stuck) or "every vCPU is halted"
 
 
 def _death(console: Path | None) -> str:

@@ -9,6 +9,12 @@ Three choices make the hand-over safe, whatever dies when:
 - nothing is ever resumed on one side before the other is known to be stopped.
 
 So after ``completed`` the source sits in run state ``postmigrate`` and both copies stand still.
+
+Under TCG a fourth: no look at the dirty pages while a vCPU runs.  QEMU's soft MMU may mark a page
+as written in its TLB just after the migration thread has cleared that page's dirty bit; all later
+writes to it are then lost to the destination (QEMU 7.2: accel/tcg/cputlb.c, ``notdirty_write``
+tests and sets without a lock against ``tlb_reset_dirty``).  Seen here: a spinlock's release was
+lost, and the guest span for ever.  KVM's dirty log is kept by the kernel and needs none of this.
 """
 
 import asyncio
@@ -26,6 +32,7 @@ from isthmus.values import Value
 POLL_S = 0.1
 LOAD_TIMEOUT_S = 30.0
 _ENDED = frozenset({"completed", "failed", "cancelled"})
+_WAITING = "pre-switchover"
 
 
 class Transfer(Value, frozen=True):
@@ -81,12 +88,20 @@ def read_transfer(answer: Any) -> Transfer:
     )
 
 
+async def is_emulated(monitor: Monitor) -> bool:
+    """Whether this QEMU emulates its CPU (TCG) instead of using KVM."""
+    return not (await monitor.execute("query-kvm"))["enabled"]
+
+
 async def prepare_source(
     source: Monitor, *, bandwidth: int | None = None, downtime_limit_ms: int | None = None
 ) -> None:
     """Set capabilities and limits on the source.
 
     :param bandwidth: bytes per second, None for no limit of ours (QEMU's default is 128 MiB/s).
+    :param downtime_limit_ms: None for QEMU's default; 0 makes QEMU send all memory once, then stop
+        the guest and send what was written meanwhile (migration/migration.c: the threshold under
+        which it looks at the dirty pages again is limit times bandwidth, so never).
     """
     await _capabilities(source, {"events": True, "return-path": True})
     limits: dict[str, object] = {}
@@ -115,21 +130,27 @@ async def listen(destination: Monitor, uri: str) -> str:
 
 
 async def send(
-    source: Monitor, uri: str, *, progress: Callable[[Transfer], None] = lambda _: None
+    source: Monitor,
+    uri: str,
+    *,
+    still: bool = False,
+    progress: Callable[[Transfer], None] = lambda _: None,
 ) -> Transfer:
     """Move the guest's state to ``uri``; return when it has all been loaded at the other end.
 
+    :param still: stop the guest while QEMU begins to track its writes (needed under TCG).
     :raises StreamFailedError: it failed or was cancelled.
     :raises MonitorGoneError: the source cannot be spoken to any more.
     """
     with source.events("MIGRATION") as events:
+        await _capabilities(source, {"pause-before-switchover": still})
         try:
-            await source.execute("migrate", {"uri": uri})
+            await (_begin_still(source, uri) if still else _begin(source, uri))
         except CommandRefusedError as error:
             raise StreamFailedError(str(error)) from error
         polling = asyncio.create_task(_poll(source, progress))
         try:
-            status = await _end(events, polling)
+            status = await _end(source, events, polling)
         finally:
             polling.cancel()
             with contextlib.suppress(asyncio.CancelledError, HypervisorError):
@@ -138,6 +159,31 @@ async def send(
         return Transfer(status=status)
     transfer = read_transfer(await source.execute("query-migrate"))
     raise StreamFailedError(f"the move {status}: {transfer.error or 'QEMU gives no reason'}")
+
+
+async def _begin(source: Monitor, uri: str) -> None:
+    await source.execute("migrate", {"uri": uri})
+
+
+async def _begin_still(source: Monitor, uri: str) -> None:
+    """Begin with the guest stopped; it runs again when QEMU has set up its tracking.
+
+    The ``cont`` may come so late that QEMU has sent everything, but not after the switch-over:
+    QEMU waits for :func:`_switch_over` there, which stops the guest again.
+    """
+    await source.execute("stop")
+    try:
+        await _begin(source, uri)
+        while read_transfer(await source.execute("query-migrate")).status == "setup":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    finally:
+        await source.execute("cont")
+
+
+async def _switch_over(source: Monitor) -> None:
+    """Let QEMU send the rest, of a guest that stands still."""
+    await source.execute("stop")
+    await source.execute("migrate-continue", {"state": _WAITING})
 
 
 async def measured(source: Monitor) -> Transfer:
@@ -156,7 +202,7 @@ async def cancel(source: Monitor) -> None:
     raise HypervisorError("QEMU does not finish cancelling the move")
 
 
-async def _end(events: EventListener, polling: "asyncio.Task[str]") -> str:
+async def _end(source: Monitor, events: EventListener, polling: "asyncio.Task[str]") -> str:
     """The final status, from the event (at once) or the poll (if the event was lost)."""
     while True:
         getter = asyncio.create_task(events.get())
@@ -167,6 +213,8 @@ async def _end(events: EventListener, polling: "asyncio.Task[str]") -> str:
         event = getter.result()
         data = event.get("data")
         status = str(data.get("status")) if isinstance(data, dict) else ""
+        if status == _WAITING:
+            await _switch_over(source)
         if status in _ENDED:
             return status
 
