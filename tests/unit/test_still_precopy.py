@@ -43,7 +43,7 @@ class Qemu:
 
 def test_it_is_stopped_at_the_start_and_at_the_switch_over() -> None:
     qemu = Qemu()
-    asyncio.run(stream.send(cast(Monitor, qemu), "unix:x", still=True))
+    asyncio.run(stream.send(cast("Monitor", qemu), "unix:x", still=True))
     assert ("migrate", False) in qemu.seen
     assert ("migrate-continue", False) in qemu.seen
     assert [name for name, _ in qemu.seen if name in {"stop", "cont"}] == ["stop", "cont", "stop"]
