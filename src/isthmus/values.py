@@ -5,7 +5,7 @@ field.  See ``docs/decisions/0002-msgspec.md``.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -19,6 +19,10 @@ MAX_DOCUMENT_BYTES = 64 << 20
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):
     """A frozen value with keyword-only fields."""
+
+    def replace(self, **changes: object) -> Self:
+        """A copy with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> bytes:

@@ -21,6 +21,7 @@ guest reads the layout once, at boot; Intel SDM vol. 1, 13.2: PKRU is at 2688 on
 
 from collections.abc import Callable, Collection, Sequence
 
+from isthmus.baseline.arriving import accepted
 from isthmus.baseline.identity import identity, maker
 from isthmus.cpu.features import FEATURES, close, closure_violations, find
 from isthmus.cpu.model import CpuModel
@@ -50,20 +51,37 @@ class Baseline(Value, frozen=True):
     """A levelled model, what it costs, and why it is as it is.
 
     ``reasons`` explains the identity and every removal that is not a plain intersection.
+    ``arriving`` is the wider set that a guest from outside the pool may have and still move freely
+    in it.  ``translated`` are features of the model that some hosts lack: a guest that uses them
+    there needs the translator.  ``vendors`` are those of the hosts.
     """
 
     model: CpuModel
     losses: tuple[Loss, ...]
     reasons: tuple[str, ...]
+    arriving: frozenset[str] = frozenset()
+    translated: frozenset[str] = frozenset()
+    vendors: tuple[str, ...] = ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the pool has hosts of several makers."""
+        return len({maker(vendor) for vendor in self.vendors}) > 1
 
 
 def level(
-    hosts: Sequence[CpuModel], *, keep: Collection[str] = (), drop: Collection[str] = ()
+    hosts: Sequence[CpuModel],
+    *,
+    keep: Collection[str] = (),
+    drop: Collection[str] = (),
+    translate: Collection[str] = (),
 ) -> Baseline:
     """The levelled model of ``hosts``.
 
     :param keep: features that the rules between makers shall not take; every host must have them.
     :param drop: further features to give up.
+    :param translate: features that stay although hosts lack them, since a translator does their
+        work there; those that no host has, or whose needs are not met, do not appear.
     :raises InputError: no host, an unknown feature, one both kept and dropped, or one to keep that
         a host lacks.
     """
@@ -77,6 +95,8 @@ def level(
     notes = list(reasons)
     levels = min(host.level for host in hosts), min(host.xlevel for host in hosts)
     features = _merged(hosts)
+    somewhere = frozenset[str]().union(*(host.features for host in hosts))
+    features |= frozenset(find(name).name for name in translate) & somewhere
     if missing := sorted(kept - features):
         lacks = [host.name for host in hosts if not kept <= host.features]
         raise InputError(
@@ -90,6 +110,11 @@ def level(
     for name, needs in _closing(features).items():
         notes.append(f"without {name}: it needs {', '.join(needs)}")
     features = close(features)
+    everywhere = frozenset.intersection(*(host.features for host in hosts))
+    translated = frozenset(find(name).name for name in translate) & (features - everywhere)
+    for name in sorted(translated):
+        lacking = ", ".join(sorted({host.name for host in hosts if name not in host.features}))
+        notes.append(f"with {name}, translated on {lacking}")
     if taken := sorted(kept - features):
         raise InputError(
             f"cannot keep {', '.join(taken)}: what it needs, or its leaf or state, is not common "
@@ -124,6 +149,9 @@ def level(
             for host in sorted(hosts, key=lambda host: (host.name, sorted(host.features)))
         ),
         reasons=tuple(notes),
+        arriving=accepted(hosts, features),
+        translated=translated,
+        vendors=tuple(sorted({host.vendor for host in hosts})),
     )
 
 

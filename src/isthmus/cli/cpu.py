@@ -17,6 +17,7 @@ _SPELLINGS: dict[str, Callable[[Feature], str | None]] = {
     "libvirt": lambda feature: feature.libvirt,
     "linux": lambda feature: feature.linux,
     "xen": lambda feature: feature.xen,
+    "vmware": lambda feature: f"cpuid.{feature.vmware}" if feature.vmware else None,
 }
 
 

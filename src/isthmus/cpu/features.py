@@ -48,6 +48,7 @@ class Feature(Value, frozen=True, forbid_unknown_fields=True):
     libvirt: str | None = None
     linux: str | None = None
     xen: str | None = None
+    vmware: str | None = None
     requires: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
 

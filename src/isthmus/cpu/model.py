@@ -4,8 +4,6 @@ A model ties its features to its vendor, because CPUID's extended leaves mean no
 Feature names are canonical names of :mod:`isthmus.cpu.features` (the spelling of QEMU).
 """
 
-from typing import Self
-
 import msgspec
 
 from isthmus.values import Value
@@ -64,7 +62,3 @@ class CpuModel(Value, frozen=True):
     msrs: dict[int, int] = msgspec.field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     schema: int = SCHEMA_VERSION
-
-    def replace(self, **changes: object) -> Self:
-        """A copy with some fields changed."""
-        return msgspec.structs.replace(self, **changes)
