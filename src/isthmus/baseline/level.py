@@ -93,7 +93,7 @@ def level(
         raise InputError(f"{', '.join(both)}: both kept and dropped", remedy="choose one")
     chosen, reasons = identity(hosts)
     notes = list(reasons)
-    levels = min(host.level for host in hosts), min(host.xlevel for host in hosts)
+    levels = _highest([host.level for host in hosts]), _highest([host.xlevel for host in hosts])
     features = _merged(hosts)
     somewhere = frozenset[str]().union(*(host.features for host in hosts))
     features |= frozenset(find(name).name for name in translate) & somewhere
@@ -204,7 +204,8 @@ def _above(name: str, levels: tuple[int, int]) -> bool:
     leaf = FEATURES[name].leaf if name in FEATURES else None
     if leaf is None or 0x40000000 <= leaf < 0x80000000 or leaf >= 0xC0000000:
         return False  # MSR features; hypervisor leaves and Zhaoxin's have maxima of their own
-    return leaf > (levels[1] if leaf >= 0x80000000 else levels[0])
+    limit = levels[1] if leaf >= 0x80000000 else levels[0]
+    return 0 < limit < leaf
 
 
 def _moved(hosts: Sequence[CpuModel]) -> frozenset[str]:
@@ -235,6 +236,11 @@ def _closing(features: frozenset[str]) -> dict[str, tuple[str, ...]]:
         lost.update(lacking)
         features = features.difference(lacking)
     return lost
+
+
+def _highest(leaves: Sequence[int]) -> int:
+    """The highest leaf that all hosts have; 0 where no source could tell."""
+    return min((leaf for leaf in leaves if leaf), default=0)
 
 
 def _lowest(widths: Sequence[int | None]) -> int | None:

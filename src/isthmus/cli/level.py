@@ -9,22 +9,30 @@ import click
 from isthmus.baseline.growth import Growth, growth
 from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
+from isthmus.baseline.pool import Pool, found
+from isthmus.cli.hosts import is_file
+from isthmus.cli.pools import joined, raised_by, stored
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.readers.recognise import read_cpu
-from isthmus.errors import InputError
+from isthmus.errors import EnvironmentLackError, InputError
+from isthmus.hypervisor.platforms import KVM, RENDERERS, render
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator, choose_accelerator
+from isthmus.hypervisor.qemu.levels import render as render_qemu
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
-from isthmus.hypervisor.qemu.render import cpu_argument
+from isthmus.hypervisor.rendering import Rendering, under_kvm
 from isthmus.values import Value, to_json
+
+REFUSED = 3
 
 
 class Answer(Value, frozen=True):
-    """What ``--json`` prints: the baseline, and QEMU's ``-cpu`` argument for it."""
+    """What ``--json`` prints: the baseline, its rendering, and QEMU's ``-cpu`` argument for it."""
 
     baseline: Baseline
     accelerator: str
     cpu: str
+    rendering: Rendering
     growth: tuple[Growth, ...] = ()
 
 
@@ -35,7 +43,11 @@ def _names(
 
 
 @click.command(no_args_is_help=True)
-@click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
+@click.argument("hosts", metavar="HOST...", nargs=-1)
+@click.option(
+    "--for", "platform", type=click.Choice([*RENDERERS]), default="qemu", show_default=True,
+    help="Write the level in the words of this platform.",
+)  # fmt: skip
 @click.option(
     "--keep", multiple=True, callback=_names, metavar="FEATURE,...",
     help="Keep what would go only because makers mix; every host must have it.",
@@ -45,47 +57,156 @@ def _names(
     help="Give up these features, too.",
 )  # fmt: skip
 @click.option(
+    "--translate", is_flag=True,
+    help="Keep what the translator can do for the hosts that lack it.",
+)  # fmt: skip
+@click.option(
     "--accel", type=click.Choice([a.value for a in Accelerator]),
     help="Accelerator whose offer counts [default: the best that works here].",
 )  # fmt: skip
 @click.option("--grow", is_flag=True, help="Tell which hosts to leave out to win which features.")
+@click.option(
+    "--pool", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="The pool's file: written with HOST..., else read.",
+)  # fmt: skip
+@click.option(
+    "--join", metavar="HOST", help="With --pool: take the host into the pool, unless it lowers it."
+)
+@click.option(
+    "--raise", "raising", is_flag=True,
+    help="With --pool: tell what the pool wins, and which guests to power-cycle for it.",
+)  # fmt: skip
+@click.option(
+    "--leave", multiple=True, callback=_names, metavar="HOST,...",
+    help="With --raise: these hosts leave the pool.",
+)  # fmt: skip
+@click.option(
+    "--guest", "guests", multiple=True, metavar="NAME=VERSION",
+    help="With --raise: a guest, and the version of the level that it was booted with.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Do not write the pool's file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def level(
     hosts: tuple[str, ...],
+    platform: str,
     keep: tuple[str, ...],
     drop: tuple[str, ...],
+    translate: bool,
     accel: str | None,
     grow: bool,
+    file: Path | None,
+    join: str | None,
+    raising: bool,
+    leave: tuple[str, ...],
+    guests: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Compute the CPU that every HOST can honour, to boot guests with.
 
     A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
-    reads (a name with a slash or a dot).
+    reads (a name with a slash or a dot).  Exit code 3: the platform cannot honour the level, or the
+    host may not join the pool.
 
     \b
     Examples:
       isthmus level phenom Penryn
-      isthmus level EPYC-Milan Icelake-Server --drop pku
+      isthmus level EPYC-Milan Icelake-Server --drop pku --for libvirt
       isthmus level ./amd1.json ./intel1.txt --json
       isthmus level phenom EPYC Icelake-Server --grow
+      isthmus level hosts/*.txt --pool blue.json
+      isthmus level --pool blue.json --join ./new-host.txt
+      isthmus level --pool blue.json --raise --leave old-host --guest web1=1
     """
-    qemu = find_qemu()
-    accelerator = Accelerator(accel) if accel else choose_accelerator(qemu).accelerator
-    cpus = asyncio.run(read_cpus(qemu, accelerator))
-    pool = [_host(name, cpus) for name in hosts]
-    baseline = level_hosts(pool, keep=keep, drop=drop)
-    ways = growth(pool, keep=keep, drop=drop) if grow else ()
-    cpu = cpu_argument(baseline.model, cpus.named)
+    _check_usage(hosts, file, join, raising, leave, guests)
+    if file is not None and join is not None:
+        return joined(file, _read((join,), accel)[0][0], dry_run=dry_run, as_json=as_json)
+    if file is not None and raising:
+        return raised_by(file, leave, guests, dry_run=dry_run, as_json=as_json)
+    if hosts:
+        members, cpus = _read(hosts, accel)
+        covered: frozenset[str] = frozenset()
+        if translate:
+            from isthmus.translate.table import translatable
+
+            covered = translatable()
+        if file is not None:
+            pool = found(file.stem, members, keep=keep, drop=drop, translate=covered)
+            stored(file, pool, dry_run=dry_run, new=True)
+        baseline = level_hosts(members, keep=keep, drop=drop, translate=covered)
+    else:
+        pool = _stored_pool(file)
+        members, cpus, baseline = pool.hosts, None, pool.level
+    ways = growth(members, keep=keep, drop=drop) if grow else ()
+    shown = baseline
+    if platform in KVM and any(_silicon(host) for host in members):
+        shown = under_kvm(baseline)
+    named = cpus.named if cpus else None
+    name = file.stem if file else shown.model.name
+    argument = render_qemu(shown, name, named)
+    rendering = argument if platform == "qemu" else render(shown, platform, name)
     if as_json:
-        answer = Answer(baseline=baseline, accelerator=accelerator.value, cpu=cpu, growth=ways)
+        answer = Answer(
+            baseline=baseline,
+            accelerator=cpus.accelerator.value if cpus else "",
+            cpu=argument.files[0].text.strip().removeprefix("-cpu ").strip("'"),
+            rendering=rendering,
+            growth=ways,
+        )
         click.echo(to_json(answer, indent=2).decode())
     else:
-        _print(baseline, cpu)
+        _print(baseline, rendering)
         for way in ways:
             click.echo(f"without {', '.join(way.without)}: wins {' '.join(way.wins)}")
         if grow and not ways:
             click.echo("no host stands in the way of another feature")
+    return REFUSED if rendering.refusals else 0
+
+
+def _stored_pool(file: Path | None) -> Pool:
+    """The pool of ``--pool``."""
+    from isthmus.values import read_value
+
+    assert file is not None
+    return read_value(file, Pool)
+
+
+def _check_usage(
+    hosts: tuple[str, ...],
+    file: Path | None,
+    join: str | None,
+    raising: bool,
+    leave: tuple[str, ...],
+    guests: tuple[str, ...],
+) -> None:
+    if (join is not None or raising) and file is None:
+        raise click.UsageError("--join and --raise need --pool FILE")
+    if join is not None and raising:
+        raise click.UsageError("--join and --raise are two steps: take one after the other")
+    if (leave or guests) and not raising:
+        raise click.UsageError("--leave and --guest belong to --raise")
+    if hosts and (join is not None or raising):
+        raise click.UsageError("the pool's file names its hosts: give no HOST with it")
+    if not hosts and file is None:
+        raise click.UsageError("name at least one HOST, or --pool FILE")
+
+
+def _silicon(host: CpuModel) -> bool:
+    """Whether it describes a real CPU, not what a hypervisor offers of it."""
+    return "query-cpu-model-expansion" not in host.source and "hypervisor" not in host.features
+
+
+def _read(names: Sequence[str], accel: str | None) -> tuple[tuple[CpuModel, ...], QemuCpus | None]:
+    """The hosts, and the models of the QEMU here; None where there is none and none is needed."""
+    try:
+        qemu = find_qemu()
+    except EnvironmentLackError:
+        if accel or not all(is_file(name) for name in names):
+            raise
+        return tuple(read_cpu(Path(name)) for name in names), None
+    accelerator = Accelerator(accel) if accel else choose_accelerator(qemu).accelerator
+    cpus = asyncio.run(read_cpus(qemu, accelerator))
+    return tuple(_host(name, cpus) for name in names), cpus
 
 
 def _host(name: str, cpus: QemuCpus) -> CpuModel:
@@ -99,7 +220,7 @@ def _host(name: str, cpus: QemuCpus) -> CpuModel:
         raise InputError(error.message, remedy=f"write ./{name} to name the file") from error
 
 
-def _print(baseline: Baseline, cpu: str) -> None:
+def _print(baseline: Baseline, rendering: Rendering) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -115,5 +236,17 @@ def _print(baseline: Baseline, cpu: str) -> None:
     console.print(table)
     for reason in baseline.reasons:
         console.print(Text(f"- {reason}"))
-    console.print()
-    console.print(Text(f"-cpu '{cpu}'"), soft_wrap=True)
+    if more := sorted(baseline.arriving - model.features):
+        console.print(Text(f"- guests from elsewhere may have {', '.join(more)} as well"))
+    for file in rendering.files:
+        console.print()
+        if rendering.platform != "qemu":
+            console.print(Text(f"# {file.name}"), soft_wrap=True)
+        console.print(Text(file.text.rstrip("\n")), soft_wrap=True)
+    if rendering.platform != "qemu":
+        for command in rendering.commands:
+            console.print(Text(f"$ {command}"), soft_wrap=True)
+        for note in rendering.notes:
+            console.print(Text(f"- {note}"), soft_wrap=True)
+    for refusal in rendering.refusals:
+        click.echo(f"isthmus: refused: {refusal}", err=True)

@@ -31,6 +31,8 @@ class NamedModel(Value, frozen=True, forbid_unknown_fields=True):
     family: int = 0
     model: int = 0
     stepping: int = 0
+    level: int = 0
+    xlevel: int = 0
 
 
 class _Models(Value, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +68,8 @@ def _full(model: NamedModel) -> CpuModel:
         family=model.family,
         model=model.model,
         stepping=model.stepping,
+        level=model.level,
+        xlevel=model.xlevel,
         features=frozenset(model.features),
     )
 
@@ -123,6 +127,8 @@ def read_qemu_models() -> tuple[NamedModel, ...]:
             family=model.family,
             model=model.model,
             stepping=model.stepping,
+            level=model.level,
+            xlevel=model.xlevel,
         )
         for name, model in sorted(cpus.named.items())
         if name != "base"

@@ -11,17 +11,16 @@ shortest remainder second, and a versioned name third: ``EPYC`` alone means anot
 another machine type, ``EPYC-v1`` never does (QEMU docs, "CPU model versions").
 """
 
-import re
 from collections.abc import Mapping
 
 from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
 from isthmus.errors import InputError
+from isthmus.hypervisor.rendering import nearest
 
 # Models that mean what the machine or the accelerator offers, not one CPU.
 _FLEETING = frozenset({"max", "host", "base"})
 
-_VERSIONED = re.compile(r"-v\d+\Z")
 _BRAND_BYTES = 48  # CPUID 0x80000002-4 (Intel SDM vol. 2A, CPUID)
 
 
@@ -40,9 +39,9 @@ def cpu_argument(model: CpuModel, named: Mapping[str, CpuModel], *, enforce: boo
             f"{model.name}: QEMU has no property for {', '.join(unsayable)}",
             remedy="drop these features from the model",
         )
-    base_name, base = _base(model, named)
+    base = nearest(model, {n: cpu for n, cpu in named.items() if n not in _FLEETING})
     words = [
-        base_name,
+        base.name,
         f"vendor={_vendor(model)}",
         f"family={model.family}",
         f"model={model.model}",
@@ -50,7 +49,11 @@ def cpu_argument(model: CpuModel, named: Mapping[str, CpuModel], *, enforce: boo
     ]
     if brand := _brand(model.brand):
         words.append(f"model-id={brand}")
-    words += [f"level={model.level:#x}", f"xlevel={model.xlevel:#x}"]
+    words += [
+        f"{name}={highest:#x}"
+        for name, highest in (("level", model.level), ("xlevel", model.xlevel))
+        if highest  # 0: no source could tell
+    ]
     if model.phys_bits is not None:
         words.append(f"phys-bits={model.phys_bits}")
     words += [f"+{name}" for name in sorted(model.features - base.features)]
@@ -58,25 +61,6 @@ def cpu_argument(model: CpuModel, named: Mapping[str, CpuModel], *, enforce: boo
     if enforce:
         words.append("enforce")
     return ",".join(words)
-
-
-def _base(model: CpuModel, named: Mapping[str, CpuModel]) -> tuple[str, CpuModel]:
-    def cost(name: str) -> tuple[bool, int, bool, str]:
-        base = named[name]
-        return (
-            base.vendor != model.vendor,
-            len(base.features ^ model.features),
-            _VERSIONED.search(name) is None,
-            name,
-        )
-
-    names = [name for name in named if name not in _FLEETING]
-    if not names:
-        raise InputError(
-            "no named CPU model to start from", remedy="read them from a QEMU that has some"
-        )
-    best = min(names, key=cost)
-    return best, named[best]
 
 
 def _vendor(model: CpuModel) -> str:

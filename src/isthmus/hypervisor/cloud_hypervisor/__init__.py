@@ -1,0 +1,1 @@
+"""Cloud Hypervisor: a level as its arguments, where they can honour it."""

@@ -1,0 +1,1 @@
+"""Firecracker: a level as a custom CPU template."""

@@ -1,0 +1,1 @@
+"""Hyper-V: its processor compatibility, where that can honour a level."""

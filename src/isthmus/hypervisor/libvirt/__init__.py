@@ -1,0 +1,1 @@
+"""libvirt: a level as domain XML."""

@@ -1,0 +1,1 @@
+"""OpenStack Nova: a level as its libvirt driver's settings."""

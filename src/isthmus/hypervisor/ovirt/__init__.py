@@ -1,0 +1,1 @@
+"""oVirt: a level as a cluster CPU type."""

@@ -1,0 +1,1 @@
+"""Proxmox VE: a level as a custom CPU model."""

@@ -1,0 +1,1 @@
+"""VMware: a level as CPUID masks, and the nearest EVC modes."""

@@ -1,0 +1,1 @@
+"""XenServer and XCP-ng: a level as a featureset."""

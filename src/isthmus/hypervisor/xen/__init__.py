@@ -1,0 +1,1 @@
+"""Xen: a level as xl's cpuid policy."""
