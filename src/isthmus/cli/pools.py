@@ -88,9 +88,10 @@ def _told_raising(raising: Raising, pool: Pool) -> list[str]:
     if not raising.wins:
         lines = [f"{pool.name} {who}: wins nothing"]
     else:
+        versions = f"level {pool.version} becomes {raising.pool.version}"
         lines = [
             f"{pool.name} {who}: wins {' '.join(raising.wins)}",
-            f"  level {pool.version} becomes {raising.pool.version}; guests see it after a power cycle",
+            f"  {versions}; guests see it when they are powered off and on",
         ]
     if raising.power_cycle:
         lines.append(f"  to power-cycle: {', '.join(raising.power_cycle)}")
