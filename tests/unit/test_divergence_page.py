@@ -18,7 +18,7 @@ def test_every_rule_is_on_it_with_its_source() -> None:
     text = page()
     for group in groups().values():
         for rule in group.rules:
-            assert f"| `{rule.id}` |" in text
+            assert f"</a>`{rule.id}` |" in text
 
 
 def test_the_tests_that_rules_name_exist() -> None:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("isthmus.cli.migrate:migrate", "Move a running guest to another host."),
     "status": ("isthmus.cli.status:status", "Find the truth about migrations under way."),
     "level": ("isthmus.cli.level:level", "Compute the CPU that every host of a pool can honour."),
+    "compare": ("isthmus.cli.compare:command", "Show what differs between CPUs, for a guest."),
     "check": ("isthmus.cli.check:check", "Tell beforehand what a guest would notice elsewhere."),
     "targets": ("isthmus.cli.targets:targets", "Tell which hosts could take a guest, best first."),
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),

@@ -30,10 +30,12 @@ def _row(rule: Rule) -> str:
     severity = rule.severity.value + (", translates" if rule.translates else "")
     told = rule.test or "tests/unit/test_divergence_rules.py"
     cells = (
-        f"`{rule.id}`", severity, rule.notice, rule.remedy, f"{rule.source} ({rule.basis})",
+        f'<a id="{rule.id}"></a>`{rule.id}`', severity, rule.notice, rule.remedy,
+        f"{rule.source} ({rule.basis})",
         f"{rule.example.words()}", f"`{told}`",
     )  # fmt: skip
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+    head, *rest = cells
+    return "| " + " | ".join([head, *(_cell(cell) for cell in rest)]) + " |"
 
 
 def _section(group: Group) -> str:
