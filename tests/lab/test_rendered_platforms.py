@@ -19,9 +19,10 @@ import pytest
 from isthmus.baseline.level import Baseline, level
 from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
+from isthmus.cpu.named import libvirt_models, qemu_models
 from isthmus.cpu.readers.qemu import model_from_properties
+from isthmus.hypervisor.collect import LIBVIRT_MAP, read_libvirt_map
 from isthmus.hypervisor.libvirt.render import Choice, cpu_element, features_element
-from isthmus.hypervisor.named import LIBVIRT_MAP, libvirt_models, qemu_models, read_libvirt_map
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.levels import render as render_qemu

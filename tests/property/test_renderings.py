@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from isthmus.baseline.level import level
 from isthmus.cpu.model import CpuModel
+from isthmus.cpu.named import qemu_models
 from isthmus.cpu.registers import DYNAMIC, Place, feature_registers, word
 from isthmus.hypervisor.firecracker.render import template
-from isthmus.hypervisor.named import qemu_models
 from isthmus.hypervisor.platforms import RENDERERS, render
 from isthmus.hypervisor.vmware.render import evc_modes, masks, nearest_evc
 from isthmus.hypervisor.xapi.render import WORDS, featureset

@@ -9,10 +9,10 @@ from lxml import etree
 
 from isthmus.cli.compare import command
 from isthmus.cli.heatmap import page
+from isthmus.cpu.named import qemu_models
 from isthmus.divergence.comparison import Meaning, compare, link, meaning
 from isthmus.divergence.finding import Severity
 from isthmus.divergence.rules import rules
-from isthmus.hypervisor.named import qemu_models
 from isthmus.values import to_json
 
 PHENOM, PENRYN, MILAN, ICELAKE = (

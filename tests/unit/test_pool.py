@@ -11,8 +11,8 @@ from isthmus.baseline.level import level
 from isthmus.baseline.pool import Pool, found, join, raised
 from isthmus.cli.level import level as command
 from isthmus.cpu.features import FEATURES
+from isthmus.cpu.named import qemu_models
 from isthmus.errors import InputError
-from isthmus.hypervisor.named import qemu_models
 from isthmus.values import from_json, to_json
 
 ROME, MILAN, EPYC = (qemu_models()[name] for name in ("EPYC-Rome", "EPYC-Milan", "EPYC"))

@@ -12,7 +12,7 @@ from lxml import etree
 from isthmus.baseline.level import Baseline
 from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
-from isthmus.hypervisor.named import libvirt_models, qemu_models
+from isthmus.cpu.named import libvirt_models, qemu_models
 from isthmus.hypervisor.rendering import (
     RenderedFile,
     Rendering,

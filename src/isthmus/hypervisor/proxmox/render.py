@@ -7,7 +7,7 @@ and ``-flag``, of any flag of QEMU's for administrators; ``phys-bits``.
 
 from isthmus.baseline.level import Baseline
 from isthmus.cpu.features import FEATURES
-from isthmus.hypervisor.named import qemu_models
+from isthmus.cpu.named import qemu_models
 from isthmus.hypervisor.rendering import (
     RenderedFile,
     Rendering,

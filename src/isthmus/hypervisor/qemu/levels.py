@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from isthmus.baseline.level import Baseline
 from isthmus.cpu.features import FEATURES
 from isthmus.cpu.model import CpuModel
-from isthmus.hypervisor.named import qemu_models
+from isthmus.cpu.named import qemu_models
 from isthmus.hypervisor.qemu.render import cpu_argument
 from isthmus.hypervisor.rendering import RenderedFile, Rendering, unspoken
 
