@@ -1,5 +1,10 @@
-"""Only what pyproject.toml cannot say: the emulation core is compiled with cffi."""
+"""Only what pyproject.toml cannot say: two modules are compiled with cffi."""
 
 from setuptools import setup
 
-setup(cffi_modules=["src/isthmus/translate/build_core.py:ffibuilder"])
+setup(
+    cffi_modules=[
+        "src/isthmus/translate/build_core.py:ffibuilder",
+        "src/isthmus/cpu/build_cpuid.py:ffibuilder",
+    ]
+)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from isthmus.baseline.level import level
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.named import qemu_models
-from isthmus.cpu.registers import DYNAMIC, Place, feature_registers, word
+from isthmus.cpu.registers import DYNAMIC, FEATURESET, Place, feature_registers, word
 from isthmus.hypervisor.firecracker.render import template
 from isthmus.hypervisor.platforms import RENDERERS, render
 from isthmus.hypervisor.vmware.render import evc_modes, masks, nearest_evc
-from isthmus.hypervisor.xapi.render import WORDS, featureset
+from isthmus.hypervisor.xapi.render import featureset
 from isthmus.hypervisor.xen.render import policy
 
 HOSTS = [model for name, model in sorted(qemu_models().items()) if model.vendor]
@@ -105,8 +105,8 @@ def test_an_evc_mode_is_never_above_the_level(hosts: list[CpuModel]) -> None:
 def test_a_featureset_names_every_feature_of_its_words(hosts: list[CpuModel]) -> None:
     baseline = level(hosts)
     words = featureset(baseline).split("-")
-    assert len(words) == len(WORDS)
-    for place, text in zip(WORDS, words, strict=True):
+    assert len(words) == len(FEATURESET)
+    for place, text in zip(FEATURESET, words, strict=True):
         amd = baseline.model.vendor == "AuthenticAMD"
         assert int(text, 16) == word(baseline.model.features, place, amd=amd)
 

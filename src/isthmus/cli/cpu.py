@@ -5,12 +5,15 @@ from pathlib import Path
 
 import click
 
+from isthmus.cli.hosts import HERE
 from isthmus.cpu.features import FEATURES, Feature
+from isthmus.cpu.fingerprint import Fingerprint
 from isthmus.cpu.identify import identify
 from isthmus.cpu.model import CpuModel
+from isthmus.cpu.probe import this_machine
 from isthmus.cpu.readers.recognise import read_cpu
 from isthmus.errors import InputError
-from isthmus.values import Value, to_json
+from isthmus.values import Value, from_json, read_bytes, to_json
 
 _SPELLINGS: dict[str, Callable[[Feature], str | None]] = {
     "qemu": lambda feature: feature.qemu,
@@ -66,10 +69,12 @@ class Drift(Value, frozen=True):
 
 @click.group()
 def cpu() -> None:
-    """Read CPU dumps of any format: cpuid -r, InstLatx64, libcpuid, libvirt, Firecracker, cpuinfo.
+    """Read CPU dumps of any format: cpuid -r, InstLatx64, libcpuid, libvirt, Xen, VMware, cpuinfo.
 
     \b
     Examples:
+      isthmus cpu show here
+      isthmus cpu fingerprint --output host1.json
       isthmus cpu show host1.txt host2.xml
       isthmus cpu show --json --names libvirt dumps/*.txt
       isthmus cpu diff before-update.txt after-update.txt
@@ -86,7 +91,7 @@ def cpu() -> None:
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each file.")
 def show(files: tuple[Path, ...], names: str, as_json: bool) -> int:
-    """Show the CPU of every FILE; the format is recognised by its content.
+    """Show the CPU of every FILE; the format is recognised by its content, `here` is this machine.
 
     A file that cannot be read is told of and the rest go on; the exit code is then 1.
 
@@ -98,7 +103,7 @@ def show(files: tuple[Path, ...], names: str, as_json: bool) -> int:
     failed = 0
     for path in files:
         try:
-            model = read_cpu(path)
+            model = this_machine() if str(path) == HERE else read_cpu(path)
         except InputError as error:
             failed += 1
             if as_json:
@@ -171,11 +176,70 @@ def diff(old: Path, new: Path, as_json: bool) -> int:
       isthmus cpu diff before-update.txt after-update.txt
     """
     drift = compared(read_cpu(old), read_cpu(new), str(old), str(new))
+    before, after = _fingerprint(old), _fingerprint(new)
+    if before is not None and after is not None:
+        drift = drift.replace(changed=drift.changed | surroundings(before, after))
     if as_json:
         click.echo(to_json(drift, indent=2).decode())
     else:
         click.echo("\n".join(_drifted(drift)) or "nothing changed that a guest can notice")
     return 1 if drift.any else 0
+
+
+@cpu.command()
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write it to this file [default: the standard output].",
+)  # fmt: skip
+def fingerprint(output: Path | None) -> None:
+    """Store what guests may come to depend on of this host, to compare after an update.
+
+    CPUID of every kind of core, feature MSRs (root, module msr), microcode, kernel, BIOS and the
+    kernel's verdicts on vulnerabilities.
+
+    \b
+    Examples:
+      isthmus cpu fingerprint --output before.json
+      isthmus cpu diff before.json after.json
+    """
+    from isthmus.cpu.fingerprint import take
+
+    document = to_json(take(), indent=1)
+    if output is None:
+        click.echo(document.decode())
+        return
+    try:
+        output.write_bytes(document + b"\n")
+    except OSError as error:
+        raise InputError(
+            f"{output}: {error.strerror or error}", remedy="name a place that can be written"
+        ) from error
+
+
+def _fingerprint(path: Path) -> Fingerprint | None:
+    data = read_bytes(path)
+    if b'"fingerprint"' not in data:
+        return None
+    try:
+        return from_json(data, Fingerprint, where=str(path))
+    except InputError:
+        return None  # another format's document, read as a CPU already
+
+
+def surroundings(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[str, str]]:
+    """What changed of a host besides its CPU's features: software, and verdicts on flaws."""
+    fields = ("kernel", "bios_vendor", "bios_version", "bios_date")
+    pairs = {name: (str(getattr(old, name)), str(getattr(new, name))) for name in fields}
+    flaws = sorted(old.vulnerabilities.keys() | new.vulnerabilities.keys())
+    pairs |= {
+        f"vulnerability {name}": (
+            old.vulnerabilities.get(name, "not named"),
+            new.vulnerabilities.get(name, "not named"),
+        )
+        for name in flaws
+    }
+    pairs["kinds of cores"] = (str(len(old.cores)), str(len(new.cores)))
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def compared(old: CpuModel, new: CpuModel, old_name: str, new_name: str) -> Drift:

@@ -1,16 +1,22 @@
-"""CPUs as operators name them: a model of the installed QEMU, or a file of any known format."""
+"""CPUs as operators name them: a model of the installed QEMU, a file, or ``here``: this machine."""
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from isthmus.cpu.model import CpuModel
-from isthmus.cpu.readers.recognise import read_cpu
+from isthmus.cpu.probe import this_machine
+from isthmus.cpu.readers.recognise import read_host
 from isthmus.errors import InputError
+
+HERE = "here"
+"""The name of this machine's own CPU."""
 
 
 def is_file(name: str) -> bool:
     """Whether a name means a file: it has a slash or a dot, or such a file exists."""
+    if name == HERE:
+        return False
     return "/" in name or "." in name or Path(name).is_file()
 
 
@@ -20,7 +26,9 @@ def read_hosts(names: Sequence[str]) -> tuple[CpuModel, ...]:
     :raises InputError: a file that cannot be read, or no CPU model of QEMU has that name.
     :raises EnvironmentLackError: QEMU is needed and missing.
     """
-    models = {name: read_cpu(Path(name)) for name in names if is_file(name)}
+    models = {name: read_host(Path(name)) for name in names if is_file(name)}
+    if HERE in names:
+        models[HERE] = this_machine().replace(name=HERE)
     wanted = [name for name in names if name not in models]
     if wanted:
         models |= _offered(wanted)

@@ -10,10 +10,11 @@ from isthmus.baseline.growth import Growth, growth
 from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
 from isthmus.baseline.pool import Pool, found
-from isthmus.cli.hosts import is_file
+from isthmus.cli.hosts import HERE, is_file, read_hosts
 from isthmus.cli.pools import joined, raised_by, stored
 from isthmus.cpu.model import CpuModel
-from isthmus.cpu.readers.recognise import read_cpu
+from isthmus.cpu.probe import this_machine
+from isthmus.cpu.readers.recognise import read_host
 from isthmus.errors import EnvironmentLackError, InputError
 from isthmus.hypervisor.platforms import KVM, RENDERERS, render
 from isthmus.hypervisor.qemu.binary import find_qemu
@@ -105,8 +106,8 @@ def level(
     """Compute the CPU that every HOST can honour, to boot guests with.
 
     A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
-    reads (a name with a slash or a dot).  Exit code 3: the platform cannot honour the level, or the
-    host may not join the pool.
+    reads (a name with a slash or a dot), or `here` for this machine.  Exit code 3: the platform
+    cannot honour the level, or the host may not join the pool.
 
     \b
     Examples:
@@ -201,17 +202,19 @@ def _read(names: Sequence[str], accel: str | None) -> tuple[tuple[CpuModel, ...]
     try:
         qemu = find_qemu()
     except EnvironmentLackError:
-        if accel or not all(is_file(name) for name in names):
+        if accel or not all(is_file(name) or name == HERE for name in names):
             raise
-        return tuple(read_cpu(Path(name)) for name in names), None
+        return read_hosts(names), None
     accelerator = Accelerator(accel) if accel else choose_accelerator(qemu).accelerator
     cpus = asyncio.run(read_cpus(qemu, accelerator))
     return tuple(_host(name, cpus) for name in names), cpus
 
 
 def _host(name: str, cpus: QemuCpus) -> CpuModel:
+    if name == HERE:
+        return this_machine().replace(name=HERE)
     if "/" in name or name.endswith((".json", ".txt", ".xml")):
-        return read_cpu(Path(name))
+        return read_host(Path(name))
     try:
         return cpus.offered(name)
     except InputError as error:

@@ -12,6 +12,14 @@ from isthmus.cpu.features import FEATURES, Register, by_cpuid
 Place = tuple[int, int, Register]
 """Leaf, sub-leaf and register."""
 
+FEATURESET: tuple[Place, ...] = (
+    (1, 0, "edx"), (1, 0, "ecx"), (0x80000001, 0, "edx"), (0x80000001, 0, "ecx"), (0xD, 1, "eax"),
+    (7, 0, "ebx"), (7, 0, "ecx"), (0x80000007, 0, "edx"), (0x80000008, 0, "ebx"), (7, 0, "edx"),
+    (7, 1, "eax"), (0x80000021, 0, "eax"), (7, 1, "ebx"), (7, 2, "edx"), (7, 1, "ecx"),
+    (7, 1, "edx"),
+)  # fmt: skip
+"""The words of Xen 4.17's featureset (Xen ``xen/include/public/arch-x86/cpufeatureset.h``)."""
+
 # Bits that the hypervisor, the APIC or the guest's own kernel sets: OSXSAVE and "hypervisor
 # present"; APIC enabled and several threads in a package; OSPKE (Intel SDM vol. 2A, CPUID leaves
 # 1 and 7; bit 31 of leaf 1 ECX is AMD's and every hypervisor's, APM vol. 3, E.3.2).

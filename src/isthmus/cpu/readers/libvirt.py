@@ -2,13 +2,13 @@
 
 Format: libvirt ``src/cpu/cpu_x86.c``, x86ParseCPUID and x86FormatCPUData; its tests keep real CPUs
 so, and ``virHostCPU`` logs them.  Registers that are zero may be left out, and so may sub-leaf 0.
-The XML may be hostile: no entities, no network, bounded size.
 """
 
 from lxml import etree
 
 from isthmus.cpu.decode import decode
 from isthmus.cpu.model import CpuidLeaf, CpuModel
+from isthmus.cpu.readers.xml import parse
 from isthmus.errors import InputError
 
 MAX_ENTRIES = 100_000
@@ -24,18 +24,8 @@ def read_cpudata(data: bytes, *, name: str, where: str) -> CpuModel:
 
     :raises InputError: no well-formed XML, another document, or an attribute that is no number.
     """
-    parser = etree.XMLParser(
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        huge_tree=False,
-        remove_comments=True,
-    )
-    try:
-        root = etree.fromstring(data, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise InputError(f"{where}: {error}", remedy="name a libvirt cpudata file") from error
-    if root is None or root.tag != "cpudata" or root.get("arch") not in {"x86", "x86_64", "i686"}:
+    root = parse(data, where=where)
+    if root.tag != "cpudata" or root.get("arch") not in {"x86", "x86_64", "i686"}:
         raise InputError(f"{where}: not an x86 cpudata", remedy="name a libvirt cpudata file")
     if len(root) > MAX_ENTRIES:
         raise InputError(f"{where}: more than {MAX_ENTRIES} entries", remedy="name the right file")

@@ -10,22 +10,14 @@ features on each host by Xen's own command line (``cpuid=no-NAME``, Xen document
 from isthmus.baseline.identity import AMD
 from isthmus.baseline.level import Baseline
 from isthmus.cpu.features import FEATURES
-from isthmus.cpu.registers import Place, word
+from isthmus.cpu.registers import FEATURESET, word
 from isthmus.hypervisor.rendering import RenderedFile, Rendering, mixed_makers, unspoken
-
-WORDS: tuple[Place, ...] = (
-    (1, 0, "edx"), (1, 0, "ecx"), (0x80000001, 0, "edx"), (0x80000001, 0, "ecx"), (0xD, 1, "eax"),
-    (7, 0, "ebx"), (7, 0, "ecx"), (0x80000007, 0, "edx"), (0x80000008, 0, "ebx"), (7, 0, "edx"),
-    (7, 1, "eax"), (0x80000021, 0, "eax"), (7, 1, "ebx"), (7, 2, "edx"), (7, 1, "ecx"),
-    (7, 1, "edx"),
-)  # fmt: skip
-"""Xen 4.17's featureset, word by word."""
 
 
 def featureset(level: Baseline) -> str:
     """The level's features as XAPI writes them."""
     amd = level.model.vendor == AMD
-    return "-".join(f"{word(level.model.features, place, amd=amd):08x}" for place in WORDS)
+    return "-".join(f"{word(level.model.features, place, amd=amd):08x}" for place in FEATURESET)
 
 
 def render(level: Baseline, name: str) -> Rendering:  # noqa: ARG001 (every renderer takes one)
