@@ -27,7 +27,9 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 def to_json(value: Any, *, indent: int | None = None) -> bytes:
     """Encode a value as JSON; keys and sets are sorted, so that equal values are equal bytes."""
-    data = msgspec.json.encode(value, order="sorted", enc_hook=_encode)
+    # Numbers as keys (MSRs) become texts first: the encoder sorts texts only.
+    plain = msgspec.to_builtins(value, order="sorted", str_keys=True, enc_hook=_encode)
+    data = msgspec.json.encode(plain, order="sorted")
     return data if indent is None else msgspec.json.format(data, indent=indent)
 
 

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.cpu.model import CpuModel
+from isthmus.cpu.named import qemu_models
 from isthmus.cpu.readers.libvirt import read_cpudata
 from isthmus.cpu.readers.recognise import read_cpu, recognise
 from isthmus.errors import InputError
-from isthmus.values import to_json
+from isthmus.values import from_json, to_json
 
 CPUDATA = b"""\
 <!-- a Penryn -->
@@ -133,3 +134,9 @@ def test_an_expansion_of_qemu_even_with_more_behind_it() -> None:
 def test_a_broken_expansion_is_an_error() -> None:
     with pytest.raises(InputError, match="not a full CPU model expansion"):
         recognise(b'{"props": {"vendor": 7}}', name="x", where="a file")
+
+
+def test_a_model_with_msrs_survives_its_document() -> None:
+    model = qemu_models()["EPYC"].replace(msrs={0x345: 7, 0x10A: 5})
+    assert from_json(to_json(model), CpuModel) == model
+    assert to_json(model) == to_json(model.replace(msrs={0x10A: 5, 0x345: 7}))
