@@ -1,10 +1,16 @@
 """The feature table holds together: places, dependencies and spellings."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isthmus.cpu.decode import decode
 from isthmus.cpu.features import FEATURES, by_cpuid, close, closure_violations, find
+from isthmus.cpu.model import CpuidLeaf
+from isthmus.cpu.page import page
+from isthmus.cpu.registers import vendor_words
 from isthmus.errors import InputError
 
 
@@ -75,3 +81,23 @@ def test_closing_gives_the_largest_closed_part(features: frozenset[str]) -> None
     assert close(closed) == closed
     for dropped in features - closed:  # each was dropped for want of something not kept
         assert any(need not in closed for need in FEATURES[dropped].requires)
+
+
+def test_the_page_of_features_is_current() -> None:
+    assert Path("docs/features.md").read_text(encoding="utf-8") == page()
+
+
+def hypervisor(signature: bytes, *leaves: CpuidLeaf) -> frozenset[str]:
+    ebx, ecx, edx = (int.from_bytes(signature[at : at + 4], "little") for at in (0, 4, 8))
+    basic = CpuidLeaf(leaf=0, subleaf=0, eax=1, **vendor_words("GenuineIntel"))
+    head = CpuidLeaf(leaf=0x40000000, subleaf=0, eax=0x40000006, ebx=ebx, ecx=ecx, edx=edx)
+    return decode([basic, head, *leaves], name="x", source="x").features
+
+
+def test_the_hypervisors_leaves_mean_what_its_signature_says() -> None:
+    words = {"ebx": 0, "ecx": 0, "edx": 0}
+    first = CpuidLeaf(leaf=0x40000001, subleaf=0, eax=1 << 3, **words)
+    third = CpuidLeaf(leaf=0x40000003, subleaf=0, eax=1 << 9, **words)
+    assert hypervisor(b"KVMKVMKVM\0\0\0", first, third) == {"kvmclock"}
+    assert hypervisor(b"Microsoft Hv", first, third) == {"hv-reference-tsc"}
+    assert hypervisor(b"XenVMMXenVMM", first, third) == frozenset()

@@ -22,6 +22,10 @@ REPEATED = 0x0183F3FF
 
 _REGISTERS: tuple[Register, ...] = ("eax", "ebx", "ecx", "edx")
 _KVM_SIGNATURE = b"KVMKVMKVM\0\0\0"  # Linux Documentation/virt/kvm/x86/cpuid.rst
+_HYPERV_SIGNATURE = b"Microsoft Hv"  # Hypervisor Top Level Functional Specification
+_HYPERV_EBX = int.from_bytes(_HYPERV_SIGNATURE[:4], "little")
+_KVM_LEAF = frozenset({0x40000001})
+_HYPERV_LEAVES = frozenset({0x40000003, 0x40000004})
 _PARENTS = {0x8000000A: "svm", 0x12: "sgx"}
 _SUPERVISOR_COMPONENT = 1  # 0xD sub-leaf n ECX bit 0: kept by XSAVES only, no standard place
 _MAX_COMPONENT = 62
@@ -128,6 +132,8 @@ def _maxima(found: Leaves, vendor: str) -> _Maxima:
         signature = b"".join(word.to_bytes(4, "little") for word in (head.ebx, head.ecx, head.edx))
         if signature == _KVM_SIGNATURE:  # EAX 0 means 0x40000001 there
             hypervisor = max(head.eax, 0x40000001) if head.eax <= 0x4000FFFF else -1
+        elif signature == _HYPERV_SIGNATURE and 0x40000004 <= head.eax <= 0x4000FFFF:
+            hypervisor = head.eax
     centaur = highest(0xC0000000) if vendor in {"CentaurHauls", "  Shanghai  "} else -1
     return _Maxima(found[0, 0].eax, hypervisor, highest(0x80000000), centaur)
 
@@ -135,7 +141,11 @@ def _maxima(found: Leaves, vendor: str) -> _Maxima:
 def _features(valid: Leaves) -> frozenset[str]:
     places = by_cpuid()
     features = set()
+    head = valid.get((0x40000000, 0))
+    foreign = _KVM_LEAF if head and head.ebx == _HYPERV_EBX else _HYPERV_LEAVES
     for (leaf, subleaf), answer in valid.items():
+        if leaf in foreign:
+            continue
         if leaf == 7 and subleaf and (7, 0) in valid and subleaf > valid[7, 0].eax:
             continue
         for register in _REGISTERS:
