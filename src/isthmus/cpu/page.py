@@ -10,14 +10,14 @@ from isthmus.cpu.features import FEATURES, Feature
 
 _HEAD = """# Features
 
-Every feature that Isthmus knows, with the place of its bit, its names, what it needs and how a pool's
-bit follows from its hosts'. Generated from `src/isthmus/cpu/data/features.json`
+Every feature that Isthmus knows, with the place of its bit, its names, what it needs and how a
+pool's bit follows from its hosts'. Generated from `src/isthmus/cpu/data/features.json`
 (`python -m isthmus.cpu.page docs/features.md`); each entry there names its source.
 
 *Kind*: instruction (programs run it), state (of XSAVE or FXSAVE), kernel, mitigation, hint (speed
-only), hypervisor. *Merge*: `and` (every host must have it), `or` (the bit announces a restriction, so
-one host is enough), `never` (its state cannot move between makers), `ignore` (the operating system
-sets it).
+only), hypervisor. *Merge*: `and` (every host must have it), `or` (the bit announces a restriction,
+so one host is enough), `never` (its state cannot move between makers), `ignore` (the operating
+system sets it).
 
 | feature | bit | kind | merge | needs | QEMU | libvirt | Linux | Xen | VMware |
 |---|---|---|---|---|---|---|---|---|---|

@@ -74,20 +74,22 @@ def nearest(
     :raises InputError: there is none.
     """
 
-    def cost(base: CpuModel) -> tuple[bool, bool, int, bool, str]:
+    def cost(name: str) -> tuple[bool, bool, int, bool, str]:
+        base = named[name]
         return (
             base.vendor != model.vendor,
             same_family and base.family != model.family,
             len(base.features ^ model.features),
-            _VERSIONED.search(base.name) is None,
-            base.name,
+            _VERSIONED.search(name) is None,
+            name,
         )
 
     if not named:
         raise InputError(
             "no named CPU model to start from", remedy="read them from a QEMU that has some"
         )
-    return min(named.values(), key=cost)
+    best = min(named, key=cost)
+    return named[best].replace(name=best)
 
 
 def told(names: frozenset[str] | set[str] | list[str], limit: int = 12) -> str:
