@@ -3,7 +3,7 @@
 import pytest
 
 from isthmus.baseline.level import level
-from isthmus.cpu.model import CpuModel, XsaveComponent
+from isthmus.cpu.model import NO_LEAVES, CpuModel, XsaveComponent
 from isthmus.errors import InputError
 
 SSE = frozenset({"fxsr", "sse", "sse2", "mmx", "tsc", "lm", "pae"})
@@ -95,3 +95,12 @@ def test_state_of_unknown_place_goes_between_makers_unless_kept() -> None:
     place = (XsaveComponent(number=9, size=8, offset=2688),)
     located = level([amd.replace(xsave=place), intel.replace(xsave=place)])
     assert "pku" in located.model.features
+
+
+def test_a_source_that_cannot_tell_its_highest_leaves_costs_nothing() -> None:
+    silent = AMD_HOST.replace(name="silent", level=0, xlevel=0, unknown=(NO_LEAVES,))
+    both = level([AMD_HOST, silent]).model
+    assert both.features == level([AMD_HOST]).model.features
+    assert (both.level, both.xlevel, both.unknown) == (5, 0x8000001A, ())
+    none = AMD_HOST.replace(name="none", xlevel=0)  # known to have no extended leaves
+    assert "sse4a" not in level([AMD_HOST, none]).model.features

@@ -20,11 +20,12 @@ guest reads the layout once, at boot; Intel SDM vol. 1, 13.2: PKRU is at 2688 on
 """
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 from isthmus.baseline.arriving import accepted
 from isthmus.baseline.identity import identity, maker
 from isthmus.cpu.features import FEATURES, close, closure_violations, find
-from isthmus.cpu.model import CpuModel
+from isthmus.cpu.model import NO_LEAVES, CpuModel
 from isthmus.errors import InputError
 from isthmus.values import Value
 
@@ -93,7 +94,7 @@ def level(
         raise InputError(f"{', '.join(both)}: both kept and dropped", remedy="choose one")
     chosen, reasons = identity(hosts)
     notes = list(reasons)
-    levels = _highest([host.level for host in hosts]), _highest([host.xlevel for host in hosts])
+    levels = _highest(hosts, "level"), _highest(hosts, "xlevel")
     features = _merged(hosts)
     somewhere = frozenset[str]().union(*(host.features for host in hosts))
     features |= frozenset(find(name).name for name in translate) & somewhere
@@ -132,8 +133,8 @@ def level(
             stepping=chosen.stepping,
             brand=chosen.brand,
             features=features,
-            level=levels[0],
-            xlevel=levels[1],
+            level=levels[0] or 0,
+            xlevel=levels[1] or 0,
             phys_bits=_lowest([host.phys_bits for host in hosts]),
             linear_bits=_lowest([host.linear_bits for host in hosts]),
             xsave=tuple(
@@ -142,7 +143,7 @@ def level(
                 if all(component in host.xsave for host in hosts)
                 and _COMPONENT_FEATURES.get(component.number) in features
             ),
-            unknown=tuple(sorted({fact for host in hosts for fact in host.unknown})),
+            unknown=_unknown(hosts, levels),
         ),
         losses=tuple(
             Loss(host=host.name, features=tuple(sorted(host.features - features)))
@@ -168,7 +169,7 @@ def _merged(hosts: Sequence[CpuModel]) -> frozenset[str]:
 
 def _removals(
     hosts: Sequence[CpuModel],
-    levels: tuple[int, int],
+    levels: tuple[int | None, int | None],
     keep: frozenset[str],
     drop: frozenset[str],
 ) -> list[tuple[Callable[[str], bool], str]]:
@@ -200,12 +201,12 @@ def _removals(
     return rules
 
 
-def _above(name: str, levels: tuple[int, int]) -> bool:
+def _above(name: str, levels: tuple[int | None, int | None]) -> bool:
     leaf = FEATURES[name].leaf if name in FEATURES else None
     if leaf is None or 0x40000000 <= leaf < 0x80000000 or leaf >= 0xC0000000:
         return False  # MSR features; hypervisor leaves and Zhaoxin's have maxima of their own
     limit = levels[1] if leaf >= 0x80000000 else levels[0]
-    return 0 < limit < leaf
+    return limit is not None and leaf > limit
 
 
 def _moved(hosts: Sequence[CpuModel]) -> frozenset[str]:
@@ -238,9 +239,15 @@ def _closing(features: frozenset[str]) -> dict[str, tuple[str, ...]]:
     return lost
 
 
-def _highest(leaves: Sequence[int]) -> int:
-    """The highest leaf that all hosts have; 0 where no source could tell."""
-    return min((leaf for leaf in leaves if leaf), default=0)
+def _unknown(hosts: Sequence[CpuModel], levels: tuple[int | None, int | None]) -> tuple[str, ...]:
+    facts = {fact for host in hosts for fact in host.unknown}
+    return tuple(sorted(facts if None in levels else facts - {NO_LEAVES}))
+
+
+def _highest(hosts: Sequence[CpuModel], leaves: Literal["level", "xlevel"]) -> int | None:
+    """The highest leaf that all hosts have; None where no source could tell."""
+    known = [highest for host in hosts if (highest := host.highest(leaves)) is not None]
+    return min(known, default=None)
 
 
 def _lowest(widths: Sequence[int | None]) -> int | None:

@@ -7,6 +7,7 @@ level as it is: guests that run cannot give anything up.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal
 
 from isthmus.baseline.arriving import arriving
 from isthmus.baseline.growth import Growth, growth
@@ -147,9 +148,13 @@ def _limits_lowered(model: CpuModel, host: CpuModel) -> Iterator[str]:
         ours, theirs = getattr(model, fact), getattr(host, fact)
         if ours is not None and theirs is not None and theirs < ours:
             yield f"{told} addresses: {host.name} has {theirs} bits, the level {ours}"
-    for fact, told in (("level", "basic"), ("xlevel", "extended")):
-        ours, theirs = getattr(model, fact), getattr(host, fact)
-        if theirs < ours:
+    leaves: tuple[tuple[Literal["level", "xlevel"], str], ...] = (
+        ("level", "basic"),
+        ("xlevel", "extended"),
+    )
+    for fact, told in leaves:
+        ours, theirs = model.highest(fact), host.highest(fact)
+        if ours is not None and theirs is not None and theirs < ours:
             yield f"highest {told} CPUID leaf: {host.name} has {theirs:#x}, the level {ours:#x}"
 
 

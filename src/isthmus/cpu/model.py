@@ -4,11 +4,16 @@ A model ties its features to its vendor, because CPUID's extended leaves mean no
 Feature names are canonical names of :mod:`isthmus.cpu.features` (the spelling of QEMU).
 """
 
+from typing import Literal
+
 import msgspec
 
 from isthmus.values import Value
 
 SCHEMA_VERSION = 1
+
+NO_LEAVES = "highest CPUID leaves"
+"""In ``unknown``: a ``level`` or ``xlevel`` of 0 means that the source cannot tell."""
 
 
 class CpuidLeaf(Value, frozen=True, order=True):
@@ -62,3 +67,8 @@ class CpuModel(Value, frozen=True):
     msrs: dict[int, int] = msgspec.field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     schema: int = SCHEMA_VERSION
+
+    def highest(self, leaves: Literal["level", "xlevel"]) -> int | None:
+        """The highest basic or extended leaf; None where the source cannot tell."""
+        value = self.level if leaves == "level" else self.xlevel
+        return None if not value and NO_LEAVES in self.unknown else value

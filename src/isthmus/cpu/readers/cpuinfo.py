@@ -9,14 +9,14 @@ import functools
 import re
 
 from isthmus.cpu.features import FEATURES
-from isthmus.cpu.model import CpuModel
+from isthmus.cpu.model import NO_LEAVES, CpuModel
 from isthmus.errors import InputError
 
 MAX_CPUS = 8192
 
 _UNKNOWN = (
     "raw CPUID leaves", "XSAVE layout", "features that the kernel has no name for or turned off",
-    "highest CPUID leaves", "feature MSRs",
+    NO_LEAVES, "feature MSRs",
 )  # fmt: skip
 _SIZES = re.compile(r"(\d{1,3}) bits physical, (\d{1,3}) bits virtual")
 

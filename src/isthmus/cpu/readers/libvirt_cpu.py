@@ -10,14 +10,14 @@ and ``<cpu>`` alone (libvirt ``docs/formatcaps.rst``, ``docs/formatdomaincaps.rs
 from lxml import etree
 
 from isthmus.cpu.features import FEATURES, find
-from isthmus.cpu.model import CpuModel
+from isthmus.cpu.model import NO_LEAVES, CpuModel
 from isthmus.cpu.named import VENDORS, libvirt_models
 from isthmus.cpu.readers.xml import parse
 from isthmus.errors import InputError
 
 _ROOTS = frozenset({"capabilities", "domainCapabilities", "domain", "cpu"})
 _REMEDY = "name a host's capabilities, domain capabilities, a domain or its cpu element"
-_UNKNOWN = ("raw CPUID leaves", "XSAVE layout", "highest CPUID leaves")
+_UNKNOWN = ("raw CPUID leaves", "XSAVE layout", NO_LEAVES)
 _SHOWN = frozenset({"force", "require", None})
 _MAX_NAME = 64
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from isthmus.cpu.decode import decode
 from isthmus.cpu.features import FEATURES
-from isthmus.cpu.model import CpuidLeaf, CpuModel
+from isthmus.cpu.model import NO_LEAVES, CpuidLeaf, CpuModel
 from isthmus.errors import InputError
 
 _MAX_NODES = 200_000
 _REGISTERS = ("eax", "ebx", "ecx", "edx")
 _VENDORS = {"intel": "GenuineIntel", "amd": "AuthenticAMD", "hygon": "HygonGenuine"}
-_UNKNOWN = ("raw CPUID leaves", "XSAVE layout", "address widths", "highest CPUID leaves")
+_UNKNOWN = ("raw CPUID leaves", "XSAVE layout", "address widths", NO_LEAVES)
 
 
 def is_vmware(document: Any) -> bool:

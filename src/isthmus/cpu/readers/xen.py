@@ -11,7 +11,7 @@ import re
 
 from isthmus.cpu.decode import REPEATED, decode
 from isthmus.cpu.features import by_cpuid
-from isthmus.cpu.model import CpuidLeaf, CpuModel
+from isthmus.cpu.model import NO_LEAVES, CpuidLeaf, CpuModel
 from isthmus.cpu.registers import FEATURESET
 from isthmus.errors import InputError
 
@@ -96,6 +96,6 @@ def _featureset(words: str, name: str, where: str) -> CpuModel:
         features=frozenset(features),
         unknown=(
             "vendor (told by SVM or VMX)" if vendor else "vendor", "family, model and stepping",
-            "raw CPUID leaves", "XSAVE layout", "address widths", "highest CPUID leaves",
+            "raw CPUID leaves", "XSAVE layout", "address widths", NO_LEAVES,
         ),
     )  # fmt: skip

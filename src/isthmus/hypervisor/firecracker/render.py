@@ -26,8 +26,8 @@ def template(level: Baseline) -> dict[str, Any]:
     leaves: dict[tuple[int, int], list[dict[str, str]]] = {}
     for place in feature_registers():
         leaf, subleaf, register = place
-        highest = model.xlevel if leaf >= 0x80000000 else model.level
-        if 0 < highest < leaf:
+        highest = model.highest("xlevel" if leaf >= 0x80000000 else "level")
+        if highest is not None and leaf > highest:
             continue
         value = word(model.features, place, amd=model.vendor == AMD) | DYNAMIC.get(place, 0)
         bitmap = "0b" + f"{value:032b}".replace("1", "x")

@@ -49,11 +49,9 @@ def cpu_argument(model: CpuModel, named: Mapping[str, CpuModel], *, enforce: boo
     ]
     if brand := _brand(model.brand):
         words.append(f"model-id={brand}")
-    words += [
-        f"{name}={highest:#x}"
-        for name, highest in (("level", model.level), ("xlevel", model.xlevel))
-        if highest  # 0: no source could tell
-    ]
+    for name, highest in (("level", model.highest("level")), ("xlevel", model.highest("xlevel"))):
+        if highest is not None:
+            words.append(f"{name}={highest:#x}")
     if model.phys_bits is not None:
         words.append(f"phys-bits={model.phys_bits}")
     words += [f"+{name}" for name in sorted(model.features - base.features)]

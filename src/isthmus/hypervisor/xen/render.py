@@ -54,8 +54,8 @@ def policy(level: Baseline) -> tuple[str, ...]:
 
 
 def _above(model: CpuModel, leaf: int) -> bool:
-    highest = model.xlevel if leaf >= 0x80000000 else model.level
-    return 0 < highest < leaf
+    highest = model.highest("xlevel" if leaf >= 0x80000000 else "level")
+    return highest is not None and leaf > highest
 
 
 def _place(leaf: int, subleaf: int) -> str:
