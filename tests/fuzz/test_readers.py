@@ -250,3 +250,17 @@ def test_a_hundred_thousand_broken_ones(name: str) -> None:
 def test_bombs_are_refused(document: bytes) -> None:
     with pytest.raises(InputError):
         recognise(document, name="x", where="the-file", every=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("libvirt", b"</cpu>", b"<" + b"a" * 3000 + b"></cpu>"),
+        ("QEMU", b'"stepping"', b'"steppin"'),
+        ("fingerprint", b'"ebx":0', b'"ebx":99999999999'),
+    ],
+)
+def test_what_fuzzing_found(name: str, old: bytes, new: bytes) -> None:
+    document = documents()[name]
+    assert old in document
+    try_one(document.replace(old, new))

@@ -4,7 +4,7 @@ A model ties its features to its vendor, because CPUID's extended leaves mean no
 Feature names are canonical names of :mod:`isthmus.cpu.features` (the spelling of QEMU).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,15 +16,19 @@ NO_LEAVES = "highest CPUID leaves"
 """In ``unknown``: a ``level`` or ``xlevel`` of 0 means that the source cannot tell."""
 
 
+Word = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+"""A register of 32 bits."""
+
+
 class CpuidLeaf(Value, frozen=True, order=True):
     """One answer of the CPUID instruction (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, CPUID)."""
 
-    leaf: int
-    subleaf: int
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
+    leaf: Word
+    subleaf: Word
+    eax: Word
+    ebx: Word
+    ecx: Word
+    edx: Word
 
 
 class XsaveComponent(Value, frozen=True, order=True):

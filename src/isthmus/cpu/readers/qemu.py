@@ -59,7 +59,10 @@ def model_from_properties(name: str, props: dict[str, object], *, source: str) -
     try:
         facts = msgspec.convert(props, _Properties)
     except msgspec.ValidationError as error:
-        raise InputError(f"{name}: not a full CPU model expansion: {error}") from error
+        raise InputError(
+            f"{source}: {name}: not a full CPU model expansion: {error}",
+            remedy="save the whole answer of query-cpu-model-expansion, type full",
+        ) from error
     features = frozenset(
         canonical(key)
         for key, value in props.items()

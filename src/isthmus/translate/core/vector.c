@@ -1,0 +1,154 @@
+/* Operands of vector instructions, and the walk over the tables of lane functions.
+ * Sources: Intel SDM vol. 2A, 2.3 (VEX) and 2.4 (exception classes); AMD APM vol. 4, 1.4 and vol. 6
+ * (XOP). */
+#include "vector.h"
+
+bool vex_usable(struct instruction *insn)
+{
+    const struct isthmus_machine *machine = insn->machine;
+    if (!(machine->cr4 & CR4_OSXSAVE)) {
+        decline(insn); /* the guest's own #UD */
+        return false;
+    }
+    if (machine->cr0 & CR0_TS) {
+        fault(insn, VECTOR_NM, false, 0);
+        return false;
+    }
+    if (!machine->has_ymm) {
+        insn->outcome->kind = ISTHMUS_LACKS_STATE;
+        return false;
+    }
+    return true;
+}
+
+uint32_t vector_name(const struct instruction *insn, uint32_t mnemonic)
+{
+    return insn->vex ? mnemonic | ISTHMUS_VEX_FORM : mnemonic;
+}
+
+unsigned vector_bytes(const struct instruction *insn)
+{
+    return insn->vex && insn->long_vector ? 32 : 16;
+}
+
+void get_vector(const struct instruction *insn, unsigned number, struct vector *value)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        value->lane[0].b[i] = insn->machine->xmm[number][i];
+        value->lane[1].b[i] = insn->machine->ymm_high[number][i];
+    }
+}
+
+/* Without VEX the upper half stays, with it a short result clears it. */
+void set_vector(struct instruction *insn, unsigned number, const struct vector *value)
+{
+    for (unsigned i = 0; i < 16; i++)
+        insn->machine->xmm[number][i] = value->lane[0].b[i];
+    insn->outcome->xmm_written |= 1u << number;
+    if (!insn->vex)
+        return;
+    for (unsigned i = 0; i < 16; i++)
+        insn->machine->ymm_high[number][i] = insn->long_vector ? value->lane[1].b[i] : 0;
+    insn->outcome->ymm_written |= 1u << number;
+}
+
+bool load_vector(struct instruction *insn, struct vector *value, unsigned bytes, bool aligned)
+{
+    *value = (struct vector){0};
+    if (!insn->is_memory) {
+        get_vector(insn, insn->rm, value);
+        return true;
+    }
+    /* AMD's misaligned mode (MXCSR.MM, APM vol. 1, 4.2.2) lifts the demand. */
+    insn->aligned = aligned && !(insn->machine->mxcsr & MXCSR_MM);
+    uint8_t copy[32];
+    if (!load(insn, copy, bytes))
+        return false;
+    for (unsigned i = 0; i < bytes; i++)
+        value->lane[i / 16].b[i % 16] = copy[i];
+    return true;
+}
+
+static bool fits(const struct instruction *insn, const struct lane_operation *operation)
+{
+    if (operation->map != insn->map || operation->opcode != insn->opcode)
+        return false;
+    if (!insn->vex && operation->prefix == P66 && insn->prefix == NP)
+        return operation->form & F_MMX;
+    if (operation->prefix != insn->prefix)
+        return false;
+    if (!insn->vex)
+        return operation->form & F_LEGACY;
+    if ((operation->form & F_W0 && insn->wide) || (operation->form & F_W1 && !insn->wide))
+        return false;
+    return operation->form & (insn->long_vector ? F_V256 : F_V128);
+}
+
+static void run_mmx(struct instruction *insn, const struct lane_operation *operation)
+{
+    union lane a = {0}, b = {0}, result = {0};
+    insn->reg &= 7;
+    unsigned immediate = operation->form & F_IMM ? insn->immediate : 0;
+    if (!mmx_usable(insn))
+        return;
+    if (insn->is_memory) {
+        if (!load(insn, b.b, 8))
+            return;
+    } else {
+        insn->rm &= 7;
+        for (unsigned i = 0; i < 8; i++)
+            b.b[i] = insn->machine->mmx[insn->rm][i];
+    }
+    for (unsigned i = 0; i < 8; i++)
+        a.b[i] = insn->machine->mmx[insn->reg][i];
+    operation->run(&result, &a, &b, immediate, 8);
+    for (unsigned i = 0; i < 8; i++)
+        insn->machine->mmx[insn->reg][i] = result.b[i];
+    insn->outcome->mmx_written |= 1u << insn->reg;
+    insn->outcome->touched |= ISTHMUS_WROTE_MMX;
+    finish(insn, operation->mnemonic);
+}
+
+static void run_vector(struct instruction *insn, const struct lane_operation *operation)
+{
+    struct vector a, b, result;
+    unsigned bytes = vector_bytes(insn), immediate = insn->immediate;
+    uint32_t name = vector_name(insn, operation->mnemonic);
+    if (insn->vex ? !vex_usable(insn) : !sse_usable(insn))
+        return;
+    if (!load_vector(insn, &b, bytes, !insn->vex))
+        return;
+    get_vector(insn, insn->vex && !(operation->form & F_UNARY) ? insn->vvvv : insn->reg, &a);
+    if (operation->form & F_XMM0)
+        immediate = 0;
+    result = a; /* an operation may leave bytes as they are */
+    for (unsigned i = 0; i < bytes / 16; i++)
+        operation->run(&result.lane[i], &a.lane[i], &b.lane[i], immediate, 16);
+    set_vector(insn, insn->reg, &result);
+    finish(insn, name);
+}
+
+bool execute_lanes(struct instruction *insn, const struct lane_operation *table, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct lane_operation *operation = &table[i];
+        if (!fits(insn, operation))
+            continue;
+        if (!decode_operands(insn) || (insn->vex && operation->form & F_UNARY && insn->vvvv)) {
+            decline(insn);
+            return true;
+        }
+        if (operation->form & F_IMM)
+            insn->immediate = take_byte(insn);
+        bool mmx = !insn->vex && operation->prefix == P66 && insn->prefix == NP;
+        name_it(insn, vector_name(insn, operation->mnemonic));
+        if (insn->ended)
+            decline(insn);
+        else if (mmx)
+            run_mmx(insn, operation);
+        else
+            run_vector(insn, operation);
+        return true;
+    }
+    return false;
+}
