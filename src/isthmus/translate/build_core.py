@@ -23,6 +23,9 @@ def declarations() -> str:
     """The header without what cffi's parser does not take: preprocessor lines and comments."""
     text = (_CORE / "machine.h").read_text(encoding="utf-8")
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    names = re.findall(r"ISTHMUS_M\((\w+)\)", (_CORE / "mnemonics.inc").read_text("utf-8"))
+    listed = "\n".join(f"ISTHMUS_{name}," for name in names)
+    text = text.replace('#include "mnemonics.inc"', listed)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
@@ -40,6 +43,6 @@ ffibuilder.set_source(
     '#include "machine.h"\n',
     sources=[f"{_FROM_ROOT}/{name}" for name in sources()],
     include_dirs=[_FROM_ROOT],
-    depends=[f"{_FROM_ROOT}/{path.name}" for path in sorted(_CORE.glob("*.h"))],
+    depends=[f"{_FROM_ROOT}/{path.name}" for path in sorted([*_CORE.glob("*.h"), *_CORE.glob("*.inc")])],
     extra_compile_args=["-std=c11", "-O2", "-ffreestanding", *WARNINGS],
 )

@@ -23,7 +23,9 @@ def parse(data: bytes, *, where: str) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise InputError(f"{where}: {str(error)[:200]}", remedy="name a well-formed XML document") from error
+        raise InputError(
+            f"{where}: {str(error)[:200]}", remedy="name a well-formed XML document"
+        ) from error
     if root is None:
         raise InputError(f"{where}: empty", remedy="name a well-formed XML document")
     if sum(1 for _ in root.iter()) > MAX_ELEMENTS:

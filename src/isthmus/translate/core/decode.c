@@ -39,6 +39,47 @@ static bool note_prefix(struct instruction *insn, uint8_t byte)
     }
 }
 
+/* Whether the byte begins VEX or XOP.  Outside 64-bit mode C4 and C5 are LES and LDS unless the next
+ * byte would name a register; 8F is POP unless its map is 8 or more (AMD APM vol. 6, 1.2). */
+static bool vector_prefix(const struct instruction *insn, uint8_t byte)
+{
+    if (insn->at >= insn->available || (byte != 0xc4 && byte != 0xc5 && byte != 0x8f))
+        return false;
+    uint8_t next = insn->code[insn->at];
+    if (byte == 0x8f)
+        return (next & 0x1f) >= 8;
+    return insn->machine->mode == 64 || (next & 0xc0) == 0xc0;
+}
+
+/* Intel SDM vol. 2A, 2.3.5: the prefix's fields are inverted. */
+static bool decode_vex(struct instruction *insn, uint8_t byte)
+{
+    bool foreign = insn->prefix || insn->repeat || insn->rex; /* a true #UD */
+    uint8_t first = take_byte(insn), second = first;
+    insn->vex = true;
+    insn->xop = byte == 0x8f;
+    insn->rex = 0x40 | (~first >> 5 & 4);
+    insn->map = MAP_0F;
+    if (byte != 0xc5) {
+        second = take_byte(insn);
+        insn->rex = 0x40 | (~first >> 5 & 7);
+        insn->map = first & 0x1f;
+        insn->wide = second >> 7;
+    }
+    insn->vvvv = ~second >> 3 & 15;
+    if (insn->machine->mode != 64) {
+        insn->rex = 0;
+        insn->vvvv &= 7;
+        insn->wide = insn->wide && byte != 0xc5;
+    } else if (insn->wide) {
+        insn->rex |= 8;
+    }
+    insn->long_vector = second >> 2 & 1;
+    insn->prefix = (uint8_t[]){0, 1, 2, 3}[second & 3]; /* none, 66, F3, F2 */
+    insn->opcode = take_byte(insn);
+    return !insn->ended && !foreign && !insn->lock;
+}
+
 bool decode_opcode(struct instruction *insn)
 {
     uint8_t byte = take_byte(insn);
@@ -54,6 +95,9 @@ bool decode_opcode(struct instruction *insn)
         }
     }
     insn->map = MAP_ONE_BYTE;
+    insn->prefix = insn->repeat == 0xf3 ? 2 : insn->repeat == 0xf2 ? 3 : insn->operand_size;
+    if (vector_prefix(insn, byte))
+        return decode_vex(insn, byte);
     if (byte == 0x0f) {
         insn->map = MAP_0F;
         byte = take_byte(insn);
@@ -104,7 +148,7 @@ static void decode_wide_address(struct instruction *insn, uint8_t rm)
         base = sib & 7;
         insn->scale = sib >> 6;
         insn->index = (sib >> 3 & 7) | (insn->rex & 2) << 2;
-        if (insn->index == RSP)
+        if (insn->index == RSP && !insn->vsib)
             insn->index = -1;
     }
     /* The special meanings of 101 as a base go by the bits without REX.B. */

@@ -7,6 +7,10 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
     static bool (*const groups[])(struct instruction *) = {
         execute_clock, execute_sse4a, execute_popcnt,   execute_crc32, execute_movbe,
         execute_flags, execute_wait,  execute_prefetch, execute_3dnow,
+        execute_system, execute_bits, execute_integer, execute_crypto, execute_sse4,
+    };
+    static bool (*const vex_groups[])(struct instruction *) = {
+        execute_bits, execute_integer, execute_crypto, execute_sse4, execute_avx2, execute_xop,
     };
     *outcome = (struct isthmus_outcome){.kind = ISTHMUS_NOT_OURS};
     struct instruction insn = {
@@ -14,11 +18,13 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
         .available = available < LONGEST ? available : LONGEST,
     };
     if (decode_opcode(&insn)) {
-        if (insn.lock)
-            return; /* nothing here can be locked: a true #UD */
-        for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+        if (insn.lock && !(insn.map == MAP_0F && insn.opcode == 0xc7))
+            return; /* but for CMPXCHG16B nothing here can be locked: a true #UD */
+        size_t count = insn.vex ? sizeof vex_groups / sizeof *vex_groups
+                                : sizeof groups / sizeof *groups;
+        for (size_t i = 0; i < count; i++) {
             struct instruction attempt = insn; /* a group that declines leaves no trace */
-            if (groups[i](&attempt)) {
+            if ((insn.vex ? vex_groups : groups)[i](&attempt)) {
                 insn.ended = attempt.ended;
                 break;
             }
@@ -32,21 +38,20 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
 const char *isthmus_mnemonic_name(uint32_t mnemonic)
 {
     static const char *const names[ISTHMUS_MNEMONICS] = {
-        [ISTHMUS_NONE] = "", [ISTHMUS_RDTSCP] = "RDTSCP", [ISTHMUS_EXTRQ] = "EXTRQ",
-        [ISTHMUS_INSERTQ] = "INSERTQ", [ISTHMUS_MOVNTSS] = "MOVNTSS",
-        [ISTHMUS_MOVNTSD] = "MOVNTSD", [ISTHMUS_POPCNT] = "POPCNT", [ISTHMUS_CRC32] = "CRC32",
-        [ISTHMUS_MOVBE] = "MOVBE", [ISTHMUS_LAHF] = "LAHF", [ISTHMUS_SAHF] = "SAHF",
-        [ISTHMUS_PREFETCH] = "PREFETCH", [ISTHMUS_PREFETCHW] = "PREFETCHW",
-        [ISTHMUS_MONITOR] = "MONITOR", [ISTHMUS_MWAIT] = "MWAIT", [ISTHMUS_FEMMS] = "FEMMS",
-        [ISTHMUS_PAVGUSB] = "PAVGUSB", [ISTHMUS_PF2ID] = "PF2ID", [ISTHMUS_PF2IW] = "PF2IW",
-        [ISTHMUS_PFACC] = "PFACC", [ISTHMUS_PFADD] = "PFADD", [ISTHMUS_PFCMPEQ] = "PFCMPEQ",
-        [ISTHMUS_PFCMPGE] = "PFCMPGE", [ISTHMUS_PFCMPGT] = "PFCMPGT", [ISTHMUS_PFMAX] = "PFMAX",
-        [ISTHMUS_PFMIN] = "PFMIN", [ISTHMUS_PFMUL] = "PFMUL", [ISTHMUS_PFNACC] = "PFNACC",
-        [ISTHMUS_PFPNACC] = "PFPNACC", [ISTHMUS_PFRCP] = "PFRCP", [ISTHMUS_PFRCPIT1] = "PFRCPIT1",
-        [ISTHMUS_PFRCPIT2] = "PFRCPIT2", [ISTHMUS_PFRSQIT1] = "PFRSQIT1",
-        [ISTHMUS_PFRSQRT] = "PFRSQRT", [ISTHMUS_PFSUB] = "PFSUB", [ISTHMUS_PFSUBR] = "PFSUBR",
-        [ISTHMUS_PI2FD] = "PI2FD", [ISTHMUS_PI2FW] = "PI2FW", [ISTHMUS_PMULHRW] = "PMULHRW",
-        [ISTHMUS_PSWAPD] = "PSWAPD",
+        "",
+#define ISTHMUS_M(name) #name,
+#include "mnemonics.inc"
+#undef ISTHMUS_M
     };
-    return mnemonic < ISTHMUS_MNEMONICS ? names[mnemonic] : "";
+    static const char *const vex_names[ISTHMUS_MNEMONICS] = {
+        "",
+#define ISTHMUS_M(name) "V" #name,
+#include "mnemonics.inc"
+#undef ISTHMUS_M
+    };
+    uint32_t number = mnemonic & ~(uint32_t)ISTHMUS_VEX_FORM;
+    if (number >= ISTHMUS_MNEMONICS)
+        return "";
+    const char *name = names[number];
+    return mnemonic & ISTHMUS_VEX_FORM && name[0] != 'V' ? vex_names[number] : name;
 }

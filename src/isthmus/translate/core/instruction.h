@@ -7,11 +7,12 @@
 enum { FLAG_CF = 1, FLAG_PF = 4, FLAG_AF = 0x10, FLAG_ZF = 0x40, FLAG_SF = 0x80, FLAG_OF = 0x800 };
 enum { FLAG_AC = 0x40000 };
 enum { CR0_EM = 4, CR0_TS = 8, CR0_AM = 0x40000 };
-enum { CR4_TSD = 4, CR4_OSFXSR = 0x200 };
+enum { CR4_TSD = 4, CR4_OSFXSR = 0x200, CR4_OSXSAVE = 0x40000 };
+enum { MXCSR_MM = 0x20000 };
 enum { VECTOR_NM = 7, VECTOR_SS = 12, VECTOR_GP = 13, VECTOR_PF = 14, VECTOR_AC = 17 };
 enum { LONGEST = 15 }; /* a longer instruction raises #GP, never #UD */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI };
-enum { MAP_ONE_BYTE, MAP_0F, MAP_0F38, MAP_0F3A };
+enum { MAP_ONE_BYTE, MAP_0F, MAP_0F38, MAP_0F3A, MAP_XOP8 = 8, MAP_XOP9, MAP_XOPA };
 
 struct instruction {
     struct isthmus_machine *machine;
@@ -30,6 +31,13 @@ struct instruction {
     bool is_memory;
     int base, index, scale; /* registers of the address, or -1; base 16 = RIP */
     uint64_t displacement;
+    bool vex, xop;          /* encoded by VEX or XOP (vex is set for both) */
+    bool wide, long_vector; /* VEX.W, VEX.L */
+    uint8_t vvvv;           /* its register, not inverted */
+    uint8_t prefix;         /* of enum prefix: 66, F3 or F2 as part of the opcode */
+    unsigned immediate;
+    bool aligned;           /* a memory operand must be aligned to its size */
+    bool vsib;              /* the index is a vector register: the address is made by the group */
 };
 
 /* decode.c */
@@ -44,6 +52,9 @@ bool load(struct instruction *insn, uint8_t *bytes, uint32_t size);
 bool store(struct instruction *insn, const uint8_t *bytes, uint32_t size);
 uint64_t effective_address(const struct instruction *insn, int *segment);
 bool load_at(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes, uint32_t size);
+bool store_at(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
+              uint32_t size);
+bool store_integer(struct instruction *insn, unsigned bits, uint64_t value);
 bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value); /* r/m */
 uint64_t get_gpr(const struct instruction *insn, unsigned number, unsigned bits);
 void set_gpr(struct instruction *insn, unsigned number, unsigned bits, uint64_t value);
@@ -72,5 +83,12 @@ bool execute_flags(struct instruction *insn);
 bool execute_prefetch(struct instruction *insn);
 bool execute_wait(struct instruction *insn);
 bool execute_3dnow(struct instruction *insn);
+bool execute_integer(struct instruction *insn);
+bool execute_crypto(struct instruction *insn);
+bool execute_sse4(struct instruction *insn);
+bool execute_avx2(struct instruction *insn);
+bool execute_bits(struct instruction *insn);
+bool execute_xop(struct instruction *insn);
+bool execute_system(struct instruction *insn);
 
 #endif

@@ -29,8 +29,11 @@ struct isthmus_machine {
     uint32_t mxcsr;
     uint8_t mode;              /* 16, 32 or 64: the size of the code segment in force */
     uint8_t cpl;
+    uint8_t has_ymm;           /* whether the caller lends the upper halves, to read and to write */
+    uint8_t random_valid;      /* whether `random` holds fresh entropy */
+    uint64_t random;           /* what RDRAND and RDSEED give */
     uint8_t xmm[16][16];
-    uint8_t ymm_high[16][16];  /* bits 255:128; unused in the first form */
+    uint8_t ymm_high[16][16];  /* bits 255:128; they count if has_ymm */
     uint8_t mmx[8][8];         /* the significands of the physical x87 registers R0 to R7 */
 };
 
@@ -39,6 +42,7 @@ enum isthmus_kind {
     ISTHMUS_NOT_OURS,   /* unknown, or truly undefined here: the #UD belongs to the guest */
     ISTHMUS_FAULT,      /* the instruction raises another exception: nothing was changed */
     ISTHMUS_MORE_BYTES, /* the bytes given end inside the instruction: nothing was changed */
+    ISTHMUS_LACKS_STATE, /* ours, but it needs registers that the caller does not lend */
     ISTHMUS_PENDING     /* a callback had no answer yet: nothing was changed, execute again */
 };
 
@@ -47,7 +51,8 @@ enum isthmus_touched {
     ISTHMUS_USED_TSC = 1,       /* rax and rdx hold the caller's tsc */
     ISTHMUS_WROTE_MMX = 2,      /* x87 state: TOP 0, all tags valid, exponents all ones */
     ISTHMUS_EMPTIED_MMX = 4,    /* FEMMS: all tags empty */
-    ISTHMUS_WAITED = 8          /* MWAIT returned at once */
+    ISTHMUS_WAITED = 8,         /* MWAIT returned at once */
+    ISTHMUS_USED_RANDOM = 16    /* `random` was given away: it must not be given twice */
 };
 
 struct isthmus_outcome {
@@ -62,14 +67,14 @@ struct isthmus_outcome {
     uint32_t vector;       /* of a fault */
     uint32_t has_error;    /* whether that vector pushes an error code */
     uint32_t error_code;
-    uint32_t unused;
+    uint32_t ymm_written;  /* bit n: ymm_high[n] was written */
     uint64_t address;      /* of a page fault: the linear address for CR2 */
 };
 
 enum isthmus_access { ISTHMUS_READ, ISTHMUS_WRITE };
 
 /* A callback's answer.  A write must not take effect unless the callback says OK; each instruction
- * here writes memory at most once and last. */
+ * here writes memory last, and at most once but for masked and bulk stores. */
 enum isthmus_answer { ISTHMUS_OK, ISTHMUS_PAGE_FAULT, ISTHMUS_UNANSWERED };
 
 struct isthmus_memory {
@@ -80,47 +85,14 @@ struct isthmus_memory {
     void *context;
 };
 
+/* With this bit a mnemonic is named as its VEX form: VPADDB for PADDB. */
+enum isthmus_form { ISTHMUS_VEX_FORM = 0x10000 };
+
 enum isthmus_mnemonic {
     ISTHMUS_NONE,
-    ISTHMUS_RDTSCP,
-    ISTHMUS_EXTRQ,
-    ISTHMUS_INSERTQ,
-    ISTHMUS_MOVNTSS,
-    ISTHMUS_MOVNTSD,
-    ISTHMUS_POPCNT,
-    ISTHMUS_CRC32,
-    ISTHMUS_MOVBE,
-    ISTHMUS_LAHF,
-    ISTHMUS_SAHF,
-    ISTHMUS_PREFETCH,
-    ISTHMUS_PREFETCHW,
-    ISTHMUS_MONITOR,
-    ISTHMUS_MWAIT,
-    ISTHMUS_FEMMS,
-    ISTHMUS_PAVGUSB,
-    ISTHMUS_PF2ID,
-    ISTHMUS_PF2IW,
-    ISTHMUS_PFACC,
-    ISTHMUS_PFADD,
-    ISTHMUS_PFCMPEQ,
-    ISTHMUS_PFCMPGE,
-    ISTHMUS_PFCMPGT,
-    ISTHMUS_PFMAX,
-    ISTHMUS_PFMIN,
-    ISTHMUS_PFMUL,
-    ISTHMUS_PFNACC,
-    ISTHMUS_PFPNACC,
-    ISTHMUS_PFRCP,
-    ISTHMUS_PFRCPIT1,
-    ISTHMUS_PFRCPIT2,
-    ISTHMUS_PFRSQIT1,
-    ISTHMUS_PFRSQRT,
-    ISTHMUS_PFSUB,
-    ISTHMUS_PFSUBR,
-    ISTHMUS_PI2FD,
-    ISTHMUS_PI2FW,
-    ISTHMUS_PMULHRW,
-    ISTHMUS_PSWAPD,
+#define ISTHMUS_M(name) ISTHMUS_##name,
+#include "mnemonics.inc"
+#undef ISTHMUS_M
     ISTHMUS_MNEMONICS
 };
 

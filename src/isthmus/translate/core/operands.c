@@ -46,7 +46,11 @@ static bool access(struct instruction *insn, int kind, int segment, uint64_t off
         fault(insn, segment == ISTHMUS_SS ? VECTOR_SS : VECTOR_GP, true, 0);
         return false;
     }
-    if (machine->cpl == 3 && (machine->cr0 & CR0_AM) && (machine->rflags & FLAG_AC) &&
+    if (insn->aligned && (linear & (size - 1))) {
+        fault(insn, VECTOR_GP, true, 0);
+        return false;
+    }
+    if (size <= 8 && machine->cpl == 3 && (machine->cr0 & CR0_AM) && (machine->rflags & FLAG_AC) &&
         (linear & (size - 1))) {
         fault(insn, VECTOR_AC, true, 0);
         return false;
@@ -81,12 +85,30 @@ bool load(struct instruction *insn, uint8_t *bytes, uint32_t size)
 
 bool store(struct instruction *insn, const uint8_t *bytes, uint32_t size)
 {
-    uint8_t copy[16];
     int segment;
     uint64_t offset = effective_address(insn, &segment);
+    return store_at(insn, segment, offset, bytes, size);
+}
+
+bool store_at(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
+              uint32_t size)
+{
+    uint8_t copy[64];
     for (uint32_t i = 0; i < size; i++)
         copy[i] = bytes[i];
     return access(insn, ISTHMUS_WRITE, segment, offset, copy, size);
+}
+
+bool store_integer(struct instruction *insn, unsigned bits, uint64_t value)
+{
+    if (!insn->is_memory) {
+        set_gpr(insn, insn->rm, bits, value);
+        return true;
+    }
+    uint8_t bytes[8];
+    for (unsigned i = 0; i < bits / 8; i++)
+        bytes[i] = (uint8_t)(value >> 8 * i);
+    return store(insn, bytes, bits / 8);
 }
 
 bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value)

@@ -119,9 +119,7 @@ static void run_vector(struct instruction *insn, const struct lane_operation *op
     if (!load_vector(insn, &b, bytes, !insn->vex))
         return;
     get_vector(insn, insn->vex && !(operation->form & F_UNARY) ? insn->vvvv : insn->reg, &a);
-    if (operation->form & F_XMM0)
-        immediate = 0;
-    result = a; /* an operation may leave bytes as they are */
+    get_vector(insn, insn->reg, &result); /* what it was: dot products add to it */
     for (unsigned i = 0; i < bytes / 16; i++)
         operation->run(&result.lane[i], &a.lane[i], &b.lane[i], immediate, 16);
     set_vector(insn, insn->reg, &result);

@@ -34,7 +34,6 @@ enum form {
     F_UNARY = 16,  /* one source: VEX.vvvv must be 1111 */
     F_IMM = 32,
     F_W0 = 64, F_W1 = 128,
-    F_XMM0 = 256,  /* XMM0 is a third, hidden operand */
     F_BOTH = F_LEGACY | F_V128 | F_V256
 };
 

@@ -1,0 +1,185 @@
+/* The emulation core beside this machine's CPU, with every register an instruction can touch.
+ *
+ * Reads lines "HEX CASES FLAGS GATHER" from the standard input: the instruction's bytes, how many
+ * random states to try, which arithmetic flags are defined after it (hexadecimal), and the number
+ * of the mask register of a gather or -1.  Memory operands must be based on RSI alone.  Prints
+ * "HEX TRIED WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
+#include <immintrin.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "machine.h"
+
+struct native {
+    uint64_t gpr[15]; /* 0: R15 holds the address of this structure while the code runs */
+    uint64_t flags;   /* 120 */
+    void *code;       /* 128 */
+    uint8_t mmx[8][8]; /* 136 */
+    uint8_t unused[56];
+    uint8_t ymm[16][32]; /* 256 */
+};
+
+void run_native(struct native *state);
+__asm__(".globl run_native\nrun_native:\n"
+        "push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
+        "mov %rdi, %r15\n"
+        ".set n, 0\n.rept 8\n .byte 0x41, 0x0f, 0x6f, 0x87 + 8 * n\n .long 136 + 8 * n\n"
+        ".set n, n + 1\n.endr\n"
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vmovups 256+32*\\n(%r15), %ymm\\n\n.endr\n"
+        "push 120(%r15); popf\n"
+        "mov 0(%r15), %rax; mov 8(%r15), %rcx; mov 16(%r15), %rdx; mov 24(%r15), %rbx\n"
+        "mov 40(%r15), %rbp; mov 48(%r15), %rsi; mov 56(%r15), %rdi; mov 64(%r15), %r8\n"
+        "mov 72(%r15), %r9; mov 80(%r15), %r10; mov 88(%r15), %r11; mov 96(%r15), %r12\n"
+        "mov 104(%r15), %r13; mov 112(%r15), %r14\n"
+        "call *128(%r15)\n"
+        "pushf; pop 120(%r15)\n"
+        "mov %rax, 0(%r15); mov %rcx, 8(%r15); mov %rdx, 16(%r15); mov %rbx, 24(%r15)\n"
+        "mov %rbp, 40(%r15); mov %rsi, 48(%r15); mov %rdi, 56(%r15); mov %r8, 64(%r15)\n"
+        "mov %r9, 72(%r15); mov %r10, 80(%r15); mov %r11, 88(%r15); mov %r12, 96(%r15)\n"
+        "mov %r13, 104(%r15); mov %r14, 112(%r15)\n"
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vmovups %ymm\\n, 256+32*\\n(%r15)\n.endr\n"
+        ".set n, 0\n.rept 8\n .byte 0x41, 0x0f, 0x7f, 0x87 + 8 * n\n .long 136 + 8 * n\n"
+        ".set n, n + 1\n.endr\n"
+        "emms; vzeroupper\n"
+        "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
+
+static sigjmp_buf escape;
+
+static void on_sigill(int number)
+{
+    siglongjmp(escape, number);
+}
+
+static uint64_t seed = 88172645463325252u;
+
+static uint64_t dice(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    return seed ^= seed << 17;
+}
+
+/* Half the bytes are edges: where signs, saturation and ends of strings lie. */
+static uint8_t any_byte(void)
+{
+    static const uint8_t edges[] = {0, 1, 0x7f, 0x80, 0xff, 0xfe, 8, 0x10};
+    uint64_t roll = dice();
+    return roll & 0x100 ? (uint8_t)roll : edges[roll & 7];
+}
+
+static void fill(void *bytes, size_t size)
+{
+    bool edgy = dice() & 1;
+    for (size_t i = 0; i < size; i++)
+        ((uint8_t *)bytes)[i] = edgy ? any_byte() : (uint8_t)dice();
+}
+
+/* Small offsets in every doubleword and quadword, signs in the mask. */
+static void fill_for_gather(struct native *native, int mask)
+{
+    for (int reg = 0; reg < 16; reg++)
+        for (int i = 0; i < 32; i++)
+            native->ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
+}
+
+static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
+                uint64_t *fault_address, uint32_t *error_code)
+{
+    (void)context, (void)fault_address, (void)error_code;
+    if (access == ISTHMUS_WRITE)
+        memcpy((void *)address, bytes, size);
+    else
+        memcpy(bytes, (void *)address, size);
+    return ISTHMUS_OK;
+}
+
+static bool same(const struct native *native, const struct isthmus_machine *machine,
+                 uint64_t flags)
+{
+    for (unsigned i = 0; i < 15; i++)
+        if (i != 4 && native->gpr[i] != machine->gpr[i])
+            return false;
+    for (unsigned i = 0; i < 16; i++)
+        if (memcmp(native->ymm[i], machine->xmm[i], 16) ||
+            memcmp(native->ymm[i] + 16, machine->ymm_high[i], 16))
+            return false;
+    return !((native->flags ^ machine->rflags) & flags) &&
+           !memcmp(native->mmx, machine->mmx, sizeof machine->mmx);
+}
+
+static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t flags, int gather)
+{
+    static uint8_t memory[512] __attribute__((aligned(64))), original[512], after[512];
+    static struct native native __attribute__((aligned(64)));
+    struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40200,
+                                      .mxcsr = 0x1f80, .has_ymm = 1};
+    fill(&native, sizeof native);
+    fill(memory, sizeof memory);
+    if (gather >= 0)
+        fill_for_gather(&native, gather);
+    if (gather < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
+        memcpy(memory + 128, native.ymm[dice() & 15], 32);
+        memcpy(native.ymm[dice() & 15], native.ymm[dice() & 15], 32);
+        memcpy(&native.gpr[0], memory + 128, 8);
+        memcpy(&native.gpr[2], memory + 136, 8);
+    }
+    if (dice() & 1) /* lengths of strings, shift counts, fields */
+        for (unsigned i = 0; i < 15; i++)
+            native.gpr[i] = (uint64_t)(int64_t)(int8_t)(dice() % 80 - 20);
+    native.code = page;
+    native.flags = 0x202 | (dice() & 0x8d5);
+    native.gpr[6] = (uint64_t)memory + 128;
+    memcpy(machine.gpr, native.gpr, sizeof native.gpr);
+    memcpy(machine.mmx, native.mmx, sizeof machine.mmx);
+    for (unsigned i = 0; i < 16; i++) {
+        memcpy(machine.xmm[i], native.ymm[i], 16);
+        memcpy(machine.ymm_high[i], native.ymm[i] + 16, 16);
+    }
+    machine.rflags = native.flags;
+    struct isthmus_memory access = {.move = move};
+    struct isthmus_outcome outcome;
+    memcpy(original, memory, sizeof memory);
+    isthmus_execute(&machine, code, length, &access, &outcome);
+    memcpy(after, memory, sizeof memory);
+    memcpy(memory, original, sizeof memory);
+    if (outcome.kind != ISTHMUS_DONE || outcome.length != length || machine.rip != 0x1000 + length)
+        return false;
+    run_native(&native);
+    return same(&native, &machine, flags) && !memcmp(after, memory, sizeof memory);
+}
+
+int main(void)
+{
+    uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char hex[40];
+    unsigned cases, wrong;
+    unsigned long flags;
+    int gather;
+    signal(SIGILL, on_sigill);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    while (scanf("%39s %u %lx %d", hex, &cases, &flags, &gather) == 4) {
+        uint8_t code[16];
+        unsigned length = (unsigned)strlen(hex) / 2;
+        for (unsigned i = 0; i < length; i++) {
+            unsigned byte;
+            sscanf(hex + 2 * i, "%2x", &byte);
+            code[i] = (uint8_t)byte;
+        }
+        memcpy(page, code, length);
+        page[length] = 0xc3;
+        if (sigsetjmp(escape, 1)) {
+            printf("%s missing\n", hex);
+            continue;
+        }
+        wrong = 0;
+        for (unsigned i = 0; i < cases; i++)
+            wrong += !agrees(code, length, page, flags, gather);
+        printf("%s %u %u\n", hex, cases, wrong);
+    }
+    return 0;
+}
