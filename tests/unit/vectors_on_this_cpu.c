@@ -19,10 +19,12 @@ struct native {
     uint64_t flags;   /* 120 */
     void *code;       /* 128 */
     uint8_t mmx[8][8]; /* 136 */
-    uint8_t unused[56];
+    uint32_t mxcsr;    /* 200 */
+    uint8_t unused[52];
     uint8_t ymm[16][32]; /* 256 */
 };
 
+const uint32_t ordinary = 0x1f80;
 void run_native(struct native *state);
 __asm__(".globl run_native\nrun_native:\n"
         "push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
@@ -30,13 +32,13 @@ __asm__(".globl run_native\nrun_native:\n"
         ".set n, 0\n.rept 8\n .byte 0x41, 0x0f, 0x6f, 0x87 + 8 * n\n .long 136 + 8 * n\n"
         ".set n, n + 1\n.endr\n"
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vmovups 256+32*\\n(%r15), %ymm\\n\n.endr\n"
-        "push 120(%r15); popf\n"
+        "ldmxcsr 200(%r15); push 120(%r15); popf\n"
         "mov 0(%r15), %rax; mov 8(%r15), %rcx; mov 16(%r15), %rdx; mov 24(%r15), %rbx\n"
         "mov 40(%r15), %rbp; mov 48(%r15), %rsi; mov 56(%r15), %rdi; mov 64(%r15), %r8\n"
         "mov 72(%r15), %r9; mov 80(%r15), %r10; mov 88(%r15), %r11; mov 96(%r15), %r12\n"
         "mov 104(%r15), %r13; mov 112(%r15), %r14\n"
         "call *128(%r15)\n"
-        "pushf; pop 120(%r15)\n"
+        "pushf; pop 120(%r15); stmxcsr 200(%r15); ldmxcsr ordinary(%rip)\n"
         "mov %rax, 0(%r15); mov %rcx, 8(%r15); mov %rdx, 16(%r15); mov %rbx, 24(%r15)\n"
         "mov %rbp, 40(%r15); mov %rsi, 48(%r15); mov %rdi, 56(%r15); mov %r8, 64(%r15)\n"
         "mov %r9, 72(%r15); mov %r10, 80(%r15); mov %r11, 88(%r15); mov %r12, 96(%r15)\n"
@@ -78,6 +80,46 @@ static void fill(void *bytes, size_t size)
         ((uint8_t *)bytes)[i] = edgy ? any_byte() : (uint8_t)dice();
 }
 
+/* Where rounding, overflow, denormals and NaNs lie, and values near each other that cancel. */
+static void fill_with_floats(struct native *native)
+{
+    static const uint64_t edges[] = {0, 1, 0x10000000000000, 0xfffffffffffff, 0x3ff0000000000000,
+        0x7fefffffffffffff, 0x7ff0000000000000, 0x7ff0000000000001, 0x7ff8000000000123,
+        0x4340000000000000, 0x3fe0000000000000, 0x3ff8000000000000, 0x0010000000000001};
+    static const uint32_t singles[] = {0, 1, 0x800000, 0x7fffff, 0x3f800000, 0x7f7fffff, 0x7f800000,
+        0x7f800001, 0x7fc00123, 0x4b000000, 0x3f000000, 0x3fc00000, 0x477fe000, 0x38800000,
+        0x387fc000, 0x33000000, 0x00800001};
+    bool wide = dice() & 1;
+    uint64_t near = dice();
+    for (int reg = 0; reg < 16; reg++)
+        for (int i = 0; i < (wide ? 4 : 8); i++) {
+            uint64_t roll = dice(), value = dice();
+            uint64_t sign = roll >> 8 & 1;
+            if (wide) {
+                if ((roll & 3) == 0)
+                    value = edges[(roll >> 16) % 13];
+                else if ((roll & 3) == 1) /* exponents near each other */
+                    value = (near & 0x7ff0000000000000) + ((roll >> 20 & 7) << 52) +
+                            (value & 0xfffffffffffff);
+                else if ((roll & 3) == 2)
+                    value = (value & 0xfffffffffffff) | (0x3ff + (roll >> 20) % 128 - 64) << 52;
+                value = (value & ~(1ull << 63)) | sign << 63;
+                memcpy(native->ymm[reg] + 8 * i, &value, 8);
+            } else {
+                uint32_t single = (uint32_t)value;
+                if ((roll & 3) == 0)
+                    single = singles[(roll >> 16) % 17];
+                else if ((roll & 3) == 1)
+                    single = ((uint32_t)near & 0x7f800000) + ((roll >> 20 & 3) << 23) +
+                             (single & 0x7fffff);
+                else if ((roll & 3) == 2)
+                    single = (single & 0x7fffff) | (uint32_t)(0x7f + (roll >> 20) % 64 - 32) << 23;
+                single = (single & 0x7fffffff) | (uint32_t)sign << 31;
+                memcpy(native->ymm[reg] + 4 * i, &single, 4);
+            }
+        }
+}
+
 /* Small offsets in every doubleword and quadword, signs in the mask. */
 static void fill_for_gather(struct native *native, int mask)
 {
@@ -108,7 +150,7 @@ static bool same(const struct native *native, const struct isthmus_machine *mach
             memcmp(native->ymm[i] + 16, machine->ymm_high[i], 16))
             return false;
     return !((native->flags ^ machine->rflags) & flags) &&
-           !memcmp(native->mmx, machine->mmx, sizeof machine->mmx);
+           native->mxcsr == machine->mxcsr && !memcmp(native->mmx, machine->mmx, sizeof machine->mmx);
 }
 
 static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t flags, int gather)
@@ -116,9 +158,15 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     static uint8_t memory[512] __attribute__((aligned(64))), original[512], after[512];
     static struct native native __attribute__((aligned(64)));
     struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40200,
-                                      .mxcsr = 0x1f80, .has_ymm = 1};
+                                      .has_ymm = 1};
     fill(&native, sizeof native);
-    fill(memory, sizeof memory);
+    if (dice() & 1)
+        fill_with_floats(&native);
+    memcpy(memory, native.ymm, sizeof memory);
+    if (dice() & 1)
+        fill(memory, sizeof memory);
+    /* All exceptions masked; rounding, flush-to-zero, denormals-are-zero and flags as they come. */
+    native.mxcsr = machine.mxcsr = 0x1f80 | (uint32_t)(dice() & 0xe07f);
     if (gather >= 0)
         fill_for_gather(&native, gather);
     if (gather < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */

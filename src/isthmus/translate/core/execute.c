@@ -8,9 +8,11 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
         execute_clock, execute_sse4a, execute_popcnt,   execute_crc32, execute_movbe,
         execute_flags, execute_wait,  execute_prefetch, execute_3dnow,
         execute_system, execute_bits, execute_integer, execute_crypto, execute_sse4,
+        execute_floats,
     };
     static bool (*const vex_groups[])(struct instruction *) = {
         execute_bits, execute_integer, execute_crypto, execute_sse4, execute_avx2, execute_xop,
+        execute_floats,
     };
     *outcome = (struct isthmus_outcome){.kind = ISTHMUS_NOT_OURS};
     struct instruction insn = {

@@ -89,6 +89,7 @@ bool execute_sse4(struct instruction *insn);
 bool execute_avx2(struct instruction *insn);
 bool execute_bits(struct instruction *insn);
 bool execute_xop(struct instruction *insn);
+bool execute_floats(struct instruction *insn);
 bool execute_system(struct instruction *insn);
 
 #endif

@@ -52,6 +52,7 @@ enum isthmus_touched {
     ISTHMUS_WROTE_MMX = 2,      /* x87 state: TOP 0, all tags valid, exponents all ones */
     ISTHMUS_EMPTIED_MMX = 4,    /* FEMMS: all tags empty */
     ISTHMUS_WAITED = 8,         /* MWAIT returned at once */
+    ISTHMUS_WROTE_MXCSR = 32,   /* also where the outcome is a fault: #XM shows its flags */
     ISTHMUS_USED_RANDOM = 16    /* `random` was given away: it must not be given twice */
 };
 
