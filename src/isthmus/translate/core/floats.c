@@ -94,6 +94,22 @@ static bool execute_sums(struct instruction *insn)
     return true;
 }
 
+/* The sums of a dot product.  Every element of the result is the same number; which NaN it is, where
+ * several come together, goes by the element (no manual says so: seen on a Sapphire Rapids). */
+static uint64_t sum_of_two(struct soft *soft, const uint64_t *terms, unsigned i)
+{
+    return soft_add(soft, &double_format, terms[i], terms[!i], false);
+}
+
+static uint64_t sum_of_four(struct soft *soft, const uint64_t *terms, unsigned i)
+{
+    unsigned first = !(i & 1);
+    uint64_t low = soft_add(soft, &single_format, terms[first], terms[!first], false);
+    uint64_t high = soft_add(soft, &single_format, terms[2 + first], terms[2 + !first], false);
+    return i < 2 ? soft_add(soft, &single_format, low, high, false)
+                 : soft_add(soft, &single_format, high, low, false);
+}
+
 /* ROUNDPS, PD, SS, SD (0F3A 08 to 0B) and DPPS, DPPD (40, 41): legacy forms. */
 static bool execute_sse41(struct instruction *insn)
 {
@@ -124,19 +140,14 @@ static bool execute_sse41(struct instruction *insn)
         for (unsigned i = 0; i < count; i++)
             put(&result, wide, i, soft_to_integral(&soft, format, get(&b, wide, i), imm & 8));
     } else {
-        uint64_t terms[4] = {0, 0, 0, 0}, total;
+        uint64_t terms[4] = {0, 0, 0, 0};
         for (unsigned i = 0; i < count; i++)
             if (imm >> (4 + i) & 1)
                 terms[i] = soft_multiply(&soft, format, get(&a, wide, i), get(&b, wide, i));
-        if (!wide) {
-            uint64_t low = soft_add(&soft, format, terms[0], terms[1], false);
-            uint64_t high = soft_add(&soft, format, terms[2], terms[3], false);
-            total = soft_add(&soft, format, low, high, false);
-        } else {
-            total = soft_add(&soft, format, terms[0], terms[1], false);
-        }
-        for (unsigned i = 0; i < count; i++)
+        for (unsigned i = 0; i < count; i++) {
+            uint64_t total = wide ? sum_of_two(&soft, terms, i) : sum_of_four(&soft, terms, i);
             put(&result, wide, i, imm >> i & 1 ? total : 0);
+        }
     }
     end(insn, &soft, insn->reg, &result, name);
     return true;
