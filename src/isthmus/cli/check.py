@@ -115,7 +115,7 @@ def _judge(guest: CpuModel, host: CpuModel, options: _Options) -> Preflight:
     if options.translate:
         from isthmus.translate.table import translatable
 
-        covered = translatable()
+        covered = translatable(avx="avx" in guest.features)
     evidence = GuestEvidence(
         shown=guest, system=options.system, kernel=options.kernel,
         memory_mib=options.memory_mib, command_line=options.command_line, bugs=options.bugs,

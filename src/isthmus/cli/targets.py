@@ -63,12 +63,12 @@ def targets(
       isthmus targets guest.txt hosts/*.txt
       isthmus targets phenom Penryn Opteron_G2 EPYC --memory 512 --translate
     """
+    shown, *offers = read_hosts((guest, *hosts))
     covered: frozenset[str] = frozenset()
     if translate:
         from isthmus.translate.table import translatable
 
-        covered = translatable()
-    shown, *offers = read_hosts((guest, *hosts))
+        covered = translatable(avx="avx" in shown.features)
     evidence = GuestEvidence(shown=shown, system="linux", kernel=kernel, memory_mib=memory)
     found = ranked(
         [preflight(shown.name, evidence, shown.name, host, translatable=covered) for host in offers]

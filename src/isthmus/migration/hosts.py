@@ -127,7 +127,9 @@ class Hosts:
             evidence,
             guest.host,
             self.cpus.offered(host),
-            translatable=translatable() if translate else frozenset(),
+            translatable=translatable(avx="avx" in guest.shown.features)
+            if translate
+            else frozenset(),
             accepted=accepted,
             hypervisor=self.accelerator.value,
         )

@@ -43,6 +43,8 @@ ffibuilder.set_source(
     '#include "machine.h"\n',
     sources=[f"{_FROM_ROOT}/{name}" for name in sources()],
     include_dirs=[_FROM_ROOT],
-    depends=[f"{_FROM_ROOT}/{path.name}" for path in sorted([*_CORE.glob("*.h"), *_CORE.glob("*.inc")])],
+    depends=[
+        f"{_FROM_ROOT}/{path.name}" for path in sorted([*_CORE.glob("*.h"), *_CORE.glob("*.inc")])
+    ],
     extra_compile_args=["-std=c11", "-O2", "-ffreestanding", *WARNINGS],
 )

@@ -23,6 +23,7 @@ when it goes on, the breakpoint stops it again, since QEMU does not step over on
 """
 
 import asyncio
+import os
 import time
 from collections import Counter
 from typing import Any
@@ -30,7 +31,7 @@ from typing import Any
 from isthmus.translate._core import lib
 from isthmus.translate.machine import Kind, Machine, PageFaultError, UnansweredError
 from isthmus.translate.paging import PAGE, Reached, Refused, Space, walk
-from isthmus.translate.registers import RIP, RSP, SIZE, Registers, changes
+from isthmus.translate.registers import RIP, RSP, SIZE, Registers, changes, control_changes
 from isthmus.translate.rsp import (
     SIGTRAP,
     Stop,
@@ -53,6 +54,7 @@ from isthmus.values import Value
 
 FRAME_BYTES = 40
 LONGEST = 15
+_ATTEMPTS = 8  # an instruction may ask for bytes, for an operand twice, and then be done
 FRAMES, SITES = 2, 3  # guesses; each costs some 10 µs of the stub, a miss costs a round trip
 SPURIOUS_LIMIT = 1000
 HOLD_TRIES = 500
@@ -426,11 +428,12 @@ class Translator:
         state.rip, state.rflags, state.gpr[4] = trap.rip, trap.flags, trap.rsp
         state.cpl, state.mode = trap.cpl, mode
         vcpu = self._known().vcpu(trap.vcpu)
+        state.random, state.random_valid = int.from_bytes(os.urandom(8), "little"), 1
         state.tsc, state.tsc_aux = 0, vcpu.tsc_aux if vcpu else trap.vcpu
         if mode != 64:
             await self._segment_bases(trap, state)
         operand = _Operand()
-        for _ in range(4):
+        for _ in range(_ATTEMPTS):
             kind = machine.execute(code, operand)
             if kind is Kind.MORE_BYTES and len(code) < LONGEST:
                 more = await self.stub.memory(
@@ -499,7 +502,7 @@ class Translator:
         handler = await read_gate(self.stub, vcpu.idt, outcome.vector) if vcpu else None
         if handler is None:
             return None
-        requests = []
+        requests = control_changes(self._machine.state, outcome, self.stub.numbers)
         if outcome.has_error:
             below = trap.registers.rsp - 8
             requests.append(write_memory(below, int(outcome.error_code).to_bytes(8, "little")))

@@ -7,7 +7,7 @@ Layout: QEMU gdb-xml/i386-64bit.xml; 608 bytes.  The stub numbers x87 registers 
 import struct
 from typing import Any
 
-from isthmus.translate._core import ffi
+from isthmus.translate._core import ffi, lib
 from isthmus.translate.rsp import write_register
 
 SIZE = 608
@@ -55,6 +55,8 @@ class Registers:
         state.segment_base[4], state.segment_base[5] = _FS_GS.unpack_from(self.data, _BASES)
         state.cr0, state.cr4 = self.control(0), self.control(4)
         ffi.memmove(state.xmm, self.data[_XMM : _XMM + 256], 256)
+        state.mxcsr = int.from_bytes(self.data[_MXCSR : _MXCSR + 4], "little")
+        state.has_ymm = 0  # no stub shows the upper halves
         for index in range(8):
             place = _X87 + _X87_SIZE * index
             ffi.memmove(state.mmx[index], self.data[place : place + 8], 8)
@@ -80,7 +82,15 @@ def changes(state: Any, outcome: Any, numbers: dict[str, int], *, clock: bool) -
         # A write to an MMX register sets the exponent's bits (Intel SDM vol. 1, 9.5.1).
         value = bytes(ffi.buffer(state.mmx[index], 8)) + b"\xff\xff"
         requests.append(write_register(numbers["st0"] + index, value))
+    requests += control_changes(state, outcome, numbers)
     return requests
+
+
+def control_changes(state: Any, outcome: Any, numbers: dict[str, int]) -> list[bytes]:
+    """The requests for what a fault leaves behind as well: the flags in MXCSR."""
+    if not outcome.touched & lib.ISTHMUS_WROTE_MXCSR:
+        return []
+    return [write_register(numbers["mxcsr"], int(state.mxcsr).to_bytes(4, "little"))]
 
 
 def _bits(mask: int) -> list[int]:

@@ -189,7 +189,8 @@ async def translated(play: Play) -> ActResult:
     begun = play.clock()
     born, abroad = play.offers
     # The program leaves alone what is lost and cannot be translated: that is no cure's business.
-    left_alone = (instruction_groups() & born.features) - abroad.features - translatable()
+    covered = translatable(avx="avx" in born.features)
+    left_alone = (instruction_groups() & born.features) - abroad.features - covered
     tests = (instruction_groups() & born.features) - left_alone
     play.display.step(f"booting a guest on {play.source}, not levelled")
     guest = await play.stage.hosts.start(

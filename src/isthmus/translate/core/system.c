@@ -169,7 +169,8 @@ static bool execute_group7(struct instruction *insn) /* 0F 01, register forms */
         bool known = get_gpr(insn, RCX, 32) <= 1;
         set_gpr(insn, RAX, 32, known ? insn->machine->tsc : 0);
         set_gpr(insn, RDX, 32, known ? insn->machine->tsc >> 32 : 0);
-        insn->outcome->touched |= ISTHMUS_USED_TSC;
+        if (known)
+            insn->outcome->touched |= ISTHMUS_USED_TSC;
         finish(insn, ISTHMUS_RDPRU);
         return true;
     default:

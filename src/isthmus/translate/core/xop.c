@@ -31,16 +31,14 @@ static uint64_t rotated(uint64_t value, int by, unsigned width)
     return left ? value << left | value >> (bits - left) : value;
 }
 
-/* A positive count shifts left, a negative one right; as far as the width or farther leaves zero or
- * the sign. */
+/* A positive count shifts left, a negative one right, each modulo the element's width. */
 static uint64_t shifted(const union lane *x, unsigned i, int by, unsigned width, bool arithmetic)
 {
-    int bits = (int)(8 * width);
+    unsigned mask = 8 * width - 1;
     if (by >= 0)
-        return by < bits ? get(x, width, i) << by : 0;
-    if (arithmetic)
-        return (uint64_t)(get_signed(x, width, i) >> (-by < bits ? -by : bits - 1));
-    return -by < bits ? get(x, width, i) >> -by : 0;
+        return get(x, width, i) << ((unsigned)by & mask);
+    unsigned right = (unsigned)-by & mask;
+    return arithmetic ? (uint64_t)(get_signed(x, width, i) >> right) : get(x, width, i) >> right;
 }
 
 /* VPROT, VPSHL, VPSHA: map 9 90 to 9B by a register or memory, VPROT also map 8 C0 to C3 by an
@@ -200,12 +198,12 @@ static bool execute_accumulate(struct instruction *insn)
         uint32_t name;
     } kinds[] = {
         {0x85, 2, 2, 0, 1, true, false, ISTHMUS_VPMACSSWW},
-        {0x86, 2, 4, 0, 2, true, false, ISTHMUS_VPMACSSWD},
+        {0x86, 2, 4, 1, 2, true, false, ISTHMUS_VPMACSSWD},
         {0x87, 4, 8, 0, 2, true, false, ISTHMUS_VPMACSSDQL},
         {0x8e, 4, 4, 0, 1, true, false, ISTHMUS_VPMACSSDD},
         {0x8f, 4, 8, 1, 2, true, false, ISTHMUS_VPMACSSDQH},
         {0x95, 2, 2, 0, 1, false, false, ISTHMUS_VPMACSWW},
-        {0x96, 2, 4, 0, 2, false, false, ISTHMUS_VPMACSWD},
+        {0x96, 2, 4, 1, 2, false, false, ISTHMUS_VPMACSWD},
         {0x97, 4, 8, 0, 2, false, false, ISTHMUS_VPMACSDQL},
         {0x9e, 4, 4, 0, 1, false, false, ISTHMUS_VPMACSDD},
         {0x9f, 4, 8, 1, 2, false, false, ISTHMUS_VPMACSDQH},
@@ -224,15 +222,13 @@ static bool execute_accumulate(struct instruction *insn)
         struct vector a, b, c;
         union lane result;
         unsigned factor = kinds[k].factor, sum = kinds[k].sum;
-        /* The odd words: 86 and 96 multiply them (43479, VPMACSWD), the pairs both. */
-        unsigned first = factor == 2 && sum == 4 && !kinds[k].pairs ? 0 : kinds[k].first;
         name_it(insn, kinds[k].name);
         if (!vex_usable(insn) || !load_vector(insn, &b, 16, false))
             return true;
         get_vector(insn, insn->vvvv, &a);
         get_vector(insn, imm >> 4 & (insn->machine->mode == 64 ? 15 : 7), &c);
         for (unsigned i = 0; i < 16 / sum; i++) {
-            unsigned at = i * kinds[k].step + first;
+            unsigned at = i * kinds[k].step + kinds[k].first;
             int64_t product = get_signed(&a.lane[0], factor, at) *
                               get_signed(&b.lane[0], factor, at);
             if (kinds[k].pairs)
@@ -312,8 +308,48 @@ static bool execute_select(struct instruction *insn)
     return true;
 }
 
+/* VPERMIL2PS and PD (VEX, 0F3A 48 and 49): elements of two sources by a control with a bit that may
+ * zero them; the immediate says which value of that bit does. */
+static bool execute_permil2(struct instruction *insn)
+{
+    if (insn->xop || insn->map != MAP_0F3A || insn->prefix != P66 || (insn->opcode & 0xfe) != 0x48)
+        return false;
+    bool whole = decode_operands(insn), quads = insn->opcode & 1;
+    unsigned imm = take_byte(insn);
+    if (!whole || insn->ended) {
+        decline(insn);
+        return true;
+    }
+    uint32_t name = quads ? ISTHMUS_VPERMIL2PD : ISTHMUS_VPERMIL2PS;
+    struct vector a, b, c, result = {0};
+    name_it(insn, name);
+    if (!vex_usable(insn) || !load_vector(insn, &b, vector_bytes(insn), false))
+        return true;
+    get_vector(insn, insn->vvvv, &a);
+    get_vector(insn, imm >> 4 & (insn->machine->mode == 64 ? 15 : 7), &c);
+    if (insn->wide) {
+        struct vector swap = b;
+        b = c;
+        c = swap;
+    }
+    unsigned width = quads ? 8 : 4;
+    for (unsigned l = 0; l < vector_bytes(insn) / 16; l++)
+        for (unsigned i = 0; i < 16 / width; i++) {
+            uint64_t control = get(&c.lane[l], width, i);
+            bool zeroes = imm & 2 && (control >> 3 & 1) != (imm & 1);
+            unsigned from = quads ? control >> 1 & 1 : control & 3;
+            put(&result.lane[l], width, i,
+                zeroes ? 0 : get(&(control & 4 ? &b : &a)->lane[l], width, from));
+        }
+    set_vector(insn, insn->reg, &result);
+    finish(insn, name);
+    return true;
+}
+
 bool execute_xop(struct instruction *insn)
 {
+    if (execute_permil2(insn))
+        return true;
     if (!insn->xop)
         return false;
     return execute_shifts(insn) || execute_compare(insn) || execute_horizontal(insn) ||
