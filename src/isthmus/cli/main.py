@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("isthmus.cli.check:check", "Tell beforehand what a guest would notice elsewhere."),
     "targets": ("isthmus.cli.targets:targets", "Tell which hosts could take a guest, best first."),
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),
+    "run": ("isthmus.cli.run:run", "Run a program with instructions that this CPU lacks."),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),
     "completion": ("isthmus.cli.completion:completion", "Print the completion script of a shell."),
