@@ -43,16 +43,17 @@ async def hosts() -> AsyncIterator[Hosts]:
 
 
 async def born(
-    hosts: Hosts, *, vcpus: int = 1, words: str = "", kernel: str | None = None
-) -> Guest:
+    hosts: Hosts, *, vcpus: int = 1, words: str = "", kernel: str | None = None,
+    host: str = "phenom", tests: str = TESTS,
+) -> Guest:  # fmt: skip
     image = build_image(kernel, cache=cache_folder())
     machine = Machine(
         kernel=image.kernel,
         initrd=image.initrd,
-        command_line=f"{command_line(test=TESTS)} {words}",
+        command_line=f"{command_line(test=tests)} {words}",
         vcpus=vcpus,
     )
-    guest = await hosts.start("g", "phenom", machine)
+    guest = await hosts.start("g", host, machine)
     await ticks(hosts, 3)
     return guest
 
@@ -79,8 +80,8 @@ async def translated(hosts: Hosts) -> dict[str, int]:
         await client.close()
 
 
-def verdict(hosts: Hosts):
-    lost = hosts.cpus.offered("phenom").features - hosts.cpus.offered("Penryn").features
+def verdict(hosts: Hosts, home: str = "phenom", abroad: str = "Penryn"):
+    lost = hosts.cpus.offered(home).features - hosts.cpus.offered(abroad).features
     streams = [path.read_bytes() for path in hosts.store.read("g").streams]
     return judge(streams, cpuid_may_lose=cpuid_bits(lost))
 
@@ -131,3 +132,17 @@ async def test_a_killed_translator_is_replaced(hosts: Hosts) -> None:
     await ticks(hosts, 3)
     result = verdict(hosts)
     assert result.ok, result.faults
+
+
+async def test_an_intel_guest_finds_its_instructions_on_an_older_amd(hosts: Hosts) -> None:
+    """SSSE3, SSE4, AES and PCLMULQDQ on a CPU of 2008 that has none of them, and home again."""
+    guest = await born(hosts, host="Westmere", tests="ssse3,sse4.1,sse4.2,aes,pclmulqdq,popcnt")
+    await hosts.move(guest.name, "phenom", Options(translate=True))
+    await ticks(hosts, 3)
+    done = await translated(hosts)
+    assert {"PSHUFB", "AESENC", "PCLMULQDQ"} & set(done), done
+    await hosts.move(guest.name, "Westmere", Options(translate=True))
+    await ticks(hosts, 3)
+    found = verdict(hosts, "Westmere", "phenom")
+    assert found.ok, found
+    assert found.records > 0

@@ -166,8 +166,8 @@ def _hidden_but_there(s: Situation) -> Hits:
 
 def _library_level_falls(s: Situation) -> Hits:
     for level, needed in LEVELS.items():
-        if needed <= s.guest.shown.features and not needed <= s.shown.features:
-            lost = sorted(needed - s.shown.features)
+        lost = sorted(needed - s.shown.features - s.translatable)
+        if needed <= s.guest.shown.features and lost:
             yield Hit(subject=level, evidence=f"without {_some(lost)}")
             return
 
