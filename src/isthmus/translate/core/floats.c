@@ -285,15 +285,8 @@ static bool execute_fma4(struct instruction *insn)
         uint32_t name = kinds[k].name + wide;
         unsigned size = wide ? 8 : 4, bytes = scalar ? size : vector_bytes(insn);
         struct vector one, two, three, result = {0};
-        if (!begin(insn, name) || !load_vector(insn, &two, bytes, false))
+        if (!begin(insn, name) || !load_sources(insn, bytes, imm, &one, &two, &three))
             return true;
-        get_vector(insn, insn->vvvv, &one);
-        get_vector(insn, imm >> 4 & (insn->machine->mode == 64 ? 15 : 7), &three);
-        if (insn->wide) {
-            struct vector swap = two;
-            two = three;
-            three = swap;
-        }
         struct soft soft = start(insn);
         multiply_add(&soft, &multiply_adds[kinds[k].which], wide, bytes / size, &one, &two, &three,
                      &result);

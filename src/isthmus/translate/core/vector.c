@@ -69,6 +69,15 @@ bool load_vector(struct instruction *insn, struct vector *value, unsigned bytes,
     return true;
 }
 
+bool load_sources(struct instruction *insn, unsigned bytes, unsigned immediate, struct vector *a,
+                  struct vector *b, struct vector *c)
+{
+    unsigned fourth = immediate >> 4 & (insn->machine->mode == 64 ? 15 : 7);
+    get_vector(insn, insn->vvvv, a);
+    get_vector(insn, fourth, insn->wide ? b : c);
+    return load_vector(insn, insn->wide ? c : b, bytes, false);
+}
+
 static bool fits(const struct instruction *insn, const struct lane_operation *operation)
 {
     if (operation->map != insn->map || operation->opcode != insn->opcode)

@@ -50,6 +50,10 @@ bool vex_usable(struct instruction *insn); /* VEX and XOP are legal (true), else
 void get_vector(const struct instruction *insn, unsigned number, struct vector *value);
 void set_vector(struct instruction *insn, unsigned number, const struct vector *value);
 bool load_vector(struct instruction *insn, struct vector *value, unsigned bytes, bool aligned);
+/* The three sources of four-operand instructions: vvvv, then r/m and the immediate's register, which W
+ * exchanges.  False after having written the outcome. */
+bool load_sources(struct instruction *insn, unsigned bytes, unsigned immediate, struct vector *a,
+                  struct vector *b, struct vector *c);
 uint32_t vector_name(const struct instruction *insn, uint32_t mnemonic);
 unsigned vector_bytes(const struct instruction *insn);
 

@@ -223,10 +223,8 @@ static bool execute_accumulate(struct instruction *insn)
         union lane result;
         unsigned factor = kinds[k].factor, sum = kinds[k].sum;
         name_it(insn, kinds[k].name);
-        if (!vex_usable(insn) || !load_vector(insn, &b, 16, false))
+        if (!vex_usable(insn) || !load_sources(insn, 16, imm, &a, &b, &c))
             return true;
-        get_vector(insn, insn->vvvv, &a);
-        get_vector(insn, imm >> 4 & (insn->machine->mode == 64 ? 15 : 7), &c);
         for (unsigned i = 0; i < 16 / sum; i++) {
             unsigned at = i * kinds[k].step + kinds[k].first;
             int64_t product = get_signed(&a.lane[0], factor, at) *
@@ -287,15 +285,8 @@ static bool execute_select(struct instruction *insn)
     uint32_t name = moves ? ISTHMUS_VPCMOV : ISTHMUS_VPPERM;
     struct vector a, b, c, result = {0};
     name_it(insn, name);
-    if (!vex_usable(insn) || !load_vector(insn, &b, vector_bytes(insn), false))
+    if (!vex_usable(insn) || !load_sources(insn, vector_bytes(insn), imm, &a, &b, &c))
         return true;
-    get_vector(insn, insn->vvvv, &a);
-    get_vector(insn, imm >> 4 & (insn->machine->mode == 64 ? 15 : 7), &c);
-    if (insn->wide) {
-        struct vector swap = b;
-        b = c;
-        c = swap;
-    }
     for (unsigned l = 0; l < 2; l++) {
         for (unsigned i = 0; moves && i < 2; i++)
             result.lane[l].q[i] = (a.lane[l].q[i] & c.lane[l].q[i]) |
@@ -323,15 +314,8 @@ static bool execute_permil2(struct instruction *insn)
     uint32_t name = quads ? ISTHMUS_VPERMIL2PD : ISTHMUS_VPERMIL2PS;
     struct vector a, b, c, result = {0};
     name_it(insn, name);
-    if (!vex_usable(insn) || !load_vector(insn, &b, vector_bytes(insn), false))
+    if (!vex_usable(insn) || !load_sources(insn, vector_bytes(insn), imm, &a, &b, &c))
         return true;
-    get_vector(insn, insn->vvvv, &a);
-    get_vector(insn, imm >> 4 & (insn->machine->mode == 64 ? 15 : 7), &c);
-    if (insn->wide) {
-        struct vector swap = b;
-        b = c;
-        c = swap;
-    }
     unsigned width = quads ? 8 : 4;
     for (unsigned l = 0; l < vector_bytes(insn) / 16; l++)
         for (unsigned i = 0; i < 16 / width; i++) {
