@@ -25,14 +25,13 @@ static bool execute_broadcast(struct instruction *insn)
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         if (insn->map != MAP_0F38 || insn->prefix != P66 || insn->opcode != kinds[k].opcode)
             continue;
-        bool floats = insn->opcode < 0x20, wide_only = kinds[k].bytes == 16 || insn->opcode == 0x19;
+        bool wide_only = kinds[k].bytes == 16 || insn->opcode == 0x19;
         if (!decode_operands(insn) || insn->vvvv || insn->wide ||
             (wide_only && !insn->long_vector) ||
             (kinds[k].bytes == 16 && !insn->is_memory)) {
             decline(insn);
             return true;
         }
-        (void)floats;
         struct vector from, result = {0};
         if (!begin(insn, kinds[k].name) || !load_vector(insn, &from, kinds[k].bytes, false))
             return true;

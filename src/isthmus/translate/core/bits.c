@@ -3,8 +3,6 @@
  * TZCNT and LZCNT are not here: where they are missing they run as BSF and BSR and never fault. */
 #include "vector.h"
 
-enum { STATUS = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF };
-
 /* VEX on general registers: 256 bits are a true #UD; CR4.OSXSAVE does not matter (SDM, class 13). */
 static unsigned size(const struct instruction *insn)
 {

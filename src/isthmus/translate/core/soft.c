@@ -197,8 +197,7 @@ uint64_t soft_multiply_add(struct soft *soft, const struct format *f, uint64_t x
     if (n[0].denormal || n[1].denormal || n[2].denormal)
         soft->raised |= FLAG_DE;
     if (infinite || n[2].class == INFINITE)
-        return (infinite ? negative : negative_z ? true : false) ? sign_bit(f) | exponents(f)
-                                                                  : exponents(f);
+        return exponents(f) | ((infinite ? negative : negative_z) ? sign_bit(f) : 0);
     if (n[0].class == ZERO || n[1].class == ZERO) {
         if (n[2].class == ZERO)
             return zero(soft, f, negative, negative_z);
