@@ -28,6 +28,8 @@ import time
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from isthmus.translate._core import lib
 from isthmus.translate.machine import Kind, Machine, PageFaultError, UnansweredError
 from isthmus.translate.paging import PAGE, Reached, Refused, Space, walk
@@ -70,6 +72,8 @@ class TranslatorStatus(Value, frozen=True):
     ``translated`` by mnemonic; ``passed``: #UDs that were the guest's own affair; ``faulted``:
     instructions of ours that raised another exception, as they would have on their own CPU;
     ``spurious``: stops without a #UD; ``us_per_instruction``: mean time from stop to resume in µs;
+    ``lacking``: instructions that are known and could not be done, since no stub shows the registers
+    that they need (YMM's upper halves): the guest got its #UD;
     ``standing``: signal number of a stop that somebody else made and we do not answer, else 0.
     """
 
@@ -83,6 +87,7 @@ class TranslatorStatus(Value, frozen=True):
     faulted: int = 0
     spurious: int = 0
     standing: int = 0
+    lacking: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class _Operand:
@@ -148,6 +153,7 @@ class Translator:
         self.vectors: Vectors | None = None
         self.translated: Counter[str] = Counter()
         self.passed = 0
+        self.lacking: Counter[str] = Counter()
         self.faulted = 0
         self.spurious = 0
         self.problem = ""
@@ -250,6 +256,7 @@ class Translator:
             traps=count + self.passed + self.faulted,
             translated=dict(self.translated),
             passed=self.passed,
+            lacking=dict(self.lacking),
             us_per_instruction=self._spent_ns / 1000 / count if count else 0.0,
             problem=self.problem,
             faulted=self.faulted,
@@ -449,6 +456,8 @@ class Translator:
             elif kind is Kind.DONE:
                 return await self._complete(trap, operand)
             else:
+                if kind is Kind.LACKS_STATE:
+                    self.lacking[machine.mnemonic] += 1
                 return None
         return None
 
