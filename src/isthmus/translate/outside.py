@@ -72,8 +72,8 @@ class TranslatorStatus(Value, frozen=True):
     ``translated`` by mnemonic; ``passed``: #UDs that were the guest's own affair; ``faulted``:
     instructions of ours that raised another exception, as they would have on their own CPU;
     ``spurious``: stops without a #UD; ``us_per_instruction``: mean time from stop to resume in µs;
-    ``lacking``: instructions that are known and could not be done, since no stub shows the registers
-    that they need (YMM's upper halves): the guest got its #UD;
+    ``lacking``: instructions that are known and could not be done, since no stub shows YMM's upper
+    halves: the guest got its #UD;
     ``standing``: signal number of a stop that somebody else made and we do not answer, else 0.
     """
 
