@@ -15,6 +15,14 @@ class Status(enum.StrEnum):
     SILENT = "silent"  # it never faults where it is missing, so nothing can translate it
 
 
+class Placement(enum.StrEnum):
+    """Where a missing instruction is done, see DESIGN's terms."""
+
+    OUTSIDE = "outside"  # QEMU's debug stub: no help from the guest, no upper halves of YMM
+    INSIDE = "inside"  # a module of the guest's kernel
+    PRELOAD = "preload"  # a signal handler in one process
+
+
 class Instruction(Value, frozen=True, forbid_unknown_fields=True):
     """One instruction: its encodings, the feature it belongs to (canonical name), its source.
 
@@ -49,17 +57,19 @@ def instructions() -> tuple[Instruction, ...]:
     return from_json(data, _Table, where="instructions.json").instructions
 
 
-def translatable(*, avx: bool = True) -> frozenset[str]:
-    """The features that the placement outside the guest covers: all their instructions.
+def translatable(placement: Placement = Placement.OUTSIDE, *, avx: bool = True) -> frozenset[str]:
+    """The features that a placement covers: all their instructions.
 
-    It reaches no upper halves of YMM registers, since QEMU's debug stub shows none.
+    Outside the guest no upper halves of YMM registers are reached, since QEMU's debug stub shows
+    none; inside it and in a process they are.
 
     :param avx: whether the guest was shown AVX: else it has no encodings that need them.
     """
+    reaches_ymm = placement is not Placement.OUTSIDE
     by_feature: dict[str, bool] = {}
     for row in instructions():
         if row.ymm and not avx and row.feature not in _OF_AVX:
             continue
-        whole = row.status is Status.TRANSLATED and not row.ymm
+        whole = row.status is Status.TRANSLATED and (reaches_ymm or not row.ymm)
         by_feature[row.feature] = by_feature.get(row.feature, True) and whole
     return frozenset(feature for feature, whole in by_feature.items() if whole)
