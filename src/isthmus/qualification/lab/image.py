@@ -4,7 +4,7 @@ The key of an image is the hash of everything that goes into it: the kernel and 
 busybox, the payload's program, the init script.  The same inputs give the same bytes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from isthmus.errors import EnvironmentLackError, InputError
@@ -15,6 +15,8 @@ from isthmus.qualification.payload.build import build_payload
 from isthmus.qualification.store import Made, Stored, key_of, obtain
 from isthmus.values import Value, read_bytes
 
+# What lies in /beside runs beside the payload, reports on the console, and chooses its code by
+# CPUID, as programs do.
 # GLIBC_TUNABLES: glibc picks its string functions by CPUID at start; without this the payload
 # would die in a memcpy of AVX2 instead of in the instruction under test, and so would the
 # supervisor that has to tell of it.  print-fatal-signals makes the kernel print the registers and
@@ -33,6 +35,9 @@ echo "isthmus: guest is up"
 case " $(cat /proc/cmdline) " in
 *" isthmus.shell=1 "*) setsid sh -c 'exec sh < /dev/ttyS0 > /dev/ttyS0 2>&1' & ;;
 esac
+for program in /beside/*; do
+    [ -x "$program" ] && "$program" > /dev/ttyS0 2>&1 &
+done
 export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX2,-AVX,-SSE4_2,-SSE4_1,-SSSE3,-ERMS
 exec /bin/payload
 """
@@ -73,12 +78,17 @@ def command_line(options: Mapping[str, object] | None = None, **more: object) ->
 
 
 def build_image(
-    kernel: str | None = None, *, cache: Path, progress: Callable[[str], None] = lambda _: None
+    kernel: str | None = None,
+    *,
+    cache: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    more: Sequence[Entry] = (),
 ) -> GuestImage:
     """Build the image, or take it from ``cache``; safe with several builders at once.
 
     :param kernel: see :func:`isthmus.qualification.lab.kernel.fetch_kernel`.
     :param progress: is told each step that takes time.
+    :param more: files and folders besides; programs in the folder ``beside`` are started, too.
     :raises EnvironmentLackError: busybox, a compiler, apt or the disk's space is missing.
     :raises InputError: ``kernel`` names nothing usable.
     """
@@ -86,7 +96,7 @@ def build_image(
     busybox = _busybox(cache, progress)
     payload = build_payload(cache, progress=progress).read_bytes()
     image = read_bytes(guest_kernel.vmlinuz, limit=256 << 20)
-    initrd = archive(_entries(guest_kernel, busybox, payload))
+    initrd = archive([*_entries(guest_kernel, busybox, payload), *more])
     key = key_of(image, initrd)
 
     def make(_scratch: Path) -> Made:

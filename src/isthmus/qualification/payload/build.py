@@ -41,7 +41,7 @@ def build_payload(
     """
     files = sources()
     parts = [part for name, text in files.items() for part in (name.encode(), text)]
-    key = key_of(" ".join(FLAGS), _version(compiler), *parts)
+    key = key_of(" ".join(FLAGS), compiler_version(compiler), *parts)
 
     def make(scratch: Path) -> Made:
         progress("compiling the payload")
@@ -64,7 +64,11 @@ def _compiled(files: dict[str, bytes], scratch: Path, compiler: str) -> bytes:
     return (scratch / "payload").read_bytes()
 
 
-def _version(compiler: str) -> str:
+def compiler_version(compiler: str) -> str:
+    """The first line of what the compiler says of itself.
+
+    :raises EnvironmentLackError: there is no such program.
+    """
     if shutil.which(compiler) is None:
         raise EnvironmentLackError(f"{compiler}: no such program", remedy=_REMEDY)
     return _run([compiler, "--version"], Path("/")).stdout.partition("\n")[0]
