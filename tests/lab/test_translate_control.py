@@ -180,9 +180,9 @@ async def test_what_is_not_ours_is_passed_on(folder, nop):
             translator.vectors = replace(translator.vectors, after=None)
         assert (translator.vectors.after is None) != nop
         await translator.release()
-        await until(lambda: translator.passed == 1)
+        await until(lambda: translator.tally.passed == 1)
         await asyncio.sleep(0.1)
-        assert (translator.passed, done(translator), translator.problem) == (1, 0, "")
+        assert (translator.tally.passed, done(translator), translator.problem) == (1, 0, "")
         await translator.hold()
         (answer,) = await translator.stub.ask(b"g")
         rip = Registers(bytes.fromhex(answer.decode())).rip

@@ -1,0 +1,278 @@
+"""Serving one guest, holding it between two instructions, and leaving it as it was."""
+
+import asyncio
+import time
+from collections import Counter
+
+from isthmus.translate.outside.status import Tally, TranslatorStatus
+from isthmus.translate.outside.trap import TrapReader, full, read_registers
+from isthmus.translate.outside.work import Work
+from isthmus.translate.registers import RIP
+from isthmus.translate.rsp import SIGTRAP, Stop, Stub, StubGoneError, write_memory, write_register
+from isthmus.translate.vectors import Island, NoEntryError, Vectors, find_vectors
+
+SPURIOUS_LIMIT = 1000
+HOLD_TRIES = 500
+_STAND_S = 0.25
+
+
+class Translator:
+    """Serves one guest through one stub connection."""
+
+    def __init__(self, stub: Stub) -> None:
+        self.stub = stub
+        self.vectors: Vectors | None = None
+        self.tally = Tally()
+        self.problem = ""
+        self.standing = 0
+        self._reader = TrapReader(stub)
+        self._work = Work(stub, self.tally)
+        self._padding = b""
+        self._inserted = False
+        self._loop: asyncio.Task[None] | None = None
+        self._holding = False
+        self._busy = False
+
+    async def arm(self) -> Vectors:
+        """Find the #UD entry of the stopped guest and break there; does not resume it.
+
+        :raises NoEntryError: the guest has none that can be used.
+        :raises StubGoneError: QEMU went away, or refuses.
+        """
+        if self._loop is not None:
+            await self.hold()
+        await self._remove()
+        # Breakpoints of a translator that was killed would be reported as ours: "?" clears them.
+        await self.stub.ask(b"?")
+        self._reader.forget()
+        self._work.forget()
+        self.vectors = await find_vectors(self.stub)
+        await self._insert()
+        self.problem = ""
+        return self.vectors
+
+    def resume(self) -> None:
+        """Let the guest run and serve it until :meth:`hold`."""
+        self._holding = False
+        self.standing = 0
+        self._reader.thread = b""
+        self.stub.go()
+        if self._loop is None or self._loop.done():
+            self._loop = asyncio.create_task(self._serve())
+
+    async def hold(self) -> None:
+        """Stop the guest between two instructions and promise not to resume it.
+
+        What was written into the guest is taken out, so that it can leave as it came.  The guest is
+        left in QEMU's run state "paused", since one in "debug" cannot be loaded anywhere.
+
+        :raises StubGoneError: QEMU went away, or the guest cannot be stopped outside a trap.
+        """
+        for attempt in range(HOLD_TRIES):
+            await self._stop()
+            if self.problem or not await self._in_between():
+                break
+            # Let it get out of there: run it for a moment, longer each time.
+            self.stub.go()
+            self._loop = asyncio.create_task(self._serve())
+            await asyncio.sleep(0.0002 * (1 + attempt % 20))
+        else:
+            raise StubGoneError("the guest does not leave its #UD entry")
+        await self._remove()
+
+    async def detach(self) -> None:
+        """Leave the guest for good, running if it ran."""
+        running = self.running
+        await self.hold()
+        self.vectors = None
+        if running:
+            self.stub.go()
+        await self.stub.close()
+
+    async def release(self) -> None:
+        """Let a held guest go on: break and write again, then run.
+
+        :raises NoEntryError: it was never armed.
+        """
+        if self.vectors is None:
+            raise NoEntryError("the translator is not armed", remedy="arm it first")
+        if not self._inserted:
+            await self._insert()
+        self.resume()
+
+    @property
+    def translated(self) -> Counter[str]:
+        """Instructions done, by mnemonic."""
+        return self.tally.translated
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest runs and is served."""
+        return self._loop is not None and not self._loop.done() and not self.standing
+
+    def status(self) -> TranslatorStatus:
+        """The counters."""
+        tally = self.tally
+        rate, share = tally.recent()
+        return TranslatorStatus(
+            armed=self.vectors is not None,
+            running=self.running,
+            traps=tally.traps,
+            translated=dict(tally.translated),
+            passed=tally.passed,
+            lacking=dict(tally.lacking),
+            us_per_instruction=tally.us_per_instruction,
+            problem=self.problem,
+            faulted=tally.faulted,
+            spurious=tally.spurious,
+            standing=self.standing,
+            sites=tally.sites.shown(),
+            processes=tally.processes.shown(),
+            rate_hz=round(rate, 3),
+            busy_share=round(share, 6),
+        )
+
+    async def _stop(self) -> None:
+        """End the serving loop with the guest stopped."""
+        if self._loop is None:
+            return
+        self._holding = True
+        if not self._busy:
+            self.stub.interrupt()
+        if self.standing:
+            # Most likely it still stands and the interrupt goes unheard.
+            await asyncio.wait({self._loop}, timeout=_STAND_S)
+            if not self._loop.done():
+                self._loop.cancel()
+                await asyncio.wait({self._loop})
+        else:
+            await self._loop
+        self._loop = None
+
+    async def _in_between(self) -> bool:
+        """Whether some vCPU was stopped where it cannot be left.
+
+        That is at the #UD entry, with an exception on its stack that only we can end, or on the
+        bytes that we have written into the guest.
+        """
+        if self.vectors is None:
+            return False
+        self._reader.thread = b""
+        for vcpu in self.vectors.vcpus:
+            answers = await self.stub.ask(b"Hgp1.%x" % (vcpu.number + 1), b"g")
+            rip = read_registers(answers[-1]).rip
+            if self.vectors.ours(rip):
+                return True
+        return False
+
+    async def _insert(self) -> None:
+        vectors = self._known()
+        island = vectors.island
+        if island is not None:
+            content = island.content()
+            self._padding = island.padding(await self.stub.memory(island.address, len(content)))
+            (answer,) = await self.stub.ask(write_memory(island.address, content))
+            if answer != b"OK":
+                raise StubGoneError("the stub does not write the guest's memory")
+        (answer,) = await self.stub.ask(b"Z1,%x,1" % vectors.entry)
+        if answer != b"OK":
+            raise StubGoneError("the stub sets no breakpoint at the guest's #UD entry")
+        self._inserted = True
+
+    async def _remove(self) -> None:
+        if self.vectors is None or not self._inserted:
+            return
+        requests = [b"z1,%x,1" % self.vectors.entry]
+        if self.vectors.island is not None and self._padding:
+            requests.append(write_memory(self.vectors.island.address, self._padding))
+        await self.stub.ask(*requests)
+        self._inserted = False
+
+    def _known(self) -> Vectors:
+        assert self.vectors is not None
+        return self.vectors
+
+    async def _serve(self) -> None:
+        """Serve stops until told to hold."""
+        in_a_row = 0
+        try:
+            while True:
+                stop = await self.stub.stopped()
+                if stop.signal != SIGTRAP:
+                    self.standing = stop.signal
+                    if self._holding:
+                        return
+                    continue  # somebody else's stop: whoever made it may end it
+                self.standing = 0
+                begun = time.perf_counter_ns()
+                self._busy = True
+                translated = await self._trap(stop)
+                self._busy = False
+                if translated:
+                    self.tally.spent(time.perf_counter_ns() - begun)
+                in_a_row = in_a_row + 1 if translated is None else 0
+                if in_a_row > SPURIOUS_LIMIT:
+                    self.problem = "the guest stops without a #UD, again and again"
+                    return
+                if self._holding:
+                    if self.standing:
+                        return
+                    # Stop again, this time not in a trap.
+                    self.stub.interrupt()
+        except StubGoneError as error:
+            self.problem = str(error)
+
+    async def _trap(self, stop: Stop) -> bool | None:
+        """Serve one stop and resume; whether an instruction was translated, None if no #UD."""
+        trap = await self._reader.read(stop, self._known())
+        if trap is None:
+            self.tally.spurious += 1
+            self.stub.go()
+            return None
+        self.tally.traps += 1
+        requests = (
+            await self._work.do(trap, self._known(), self._reader.thread) if trap.frame else None
+        )
+        if requests is None:
+            self.tally.passed += 1
+            await self._pass(stop)
+            return False
+        if self._holding:
+            await self._step_out(requests)
+        else:
+            self.stub.go(*requests)
+        return True
+
+    async def _step_out(self, requests: list[bytes]) -> None:
+        """Complete a trap by single steps, so that the vCPU stands in the guest's own code.
+
+        Run freely towards a stop it would be stopped on its way out, or in its next trap.
+        """
+        for _ in range(len(Island.PIECES)):
+            stepped = await self.stub.step(full(self._reader.thread), *requests)
+            requests = []
+            if stepped.signal != SIGTRAP:
+                self.standing = stepped.signal
+                return
+            (answer,) = await self.stub.ask(b"g")
+            if not self._leaving(read_registers(answer).rip):
+                break
+        self.stub.go()
+
+    def _leaving(self, rip: int) -> bool:
+        vectors = self._known()
+        return rip == vectors.iretq or (vectors.island is not None and vectors.island.covers(rip))
+
+    async def _pass(self, stop: Stop) -> None:
+        """Let the guest's own handler run: past the breakpoint at its first instruction."""
+        vectors = self._known()
+        if vectors.after is not None:
+            self.stub.go(write_register(RIP, vectors.after.to_bytes(8, "little")))
+            return
+        entry = vectors.entry
+        stepped = await self.stub.step(full(stop.thread), b"z1,%x,1" % entry)
+        if stepped.signal == SIGTRAP:
+            self.stub.go(b"Z1,%x,1" % entry)
+        else:  # somebody else stopped the guest in the middle
+            await self.stub.ask(b"Z1,%x,1" % entry)
+            self.standing = stepped.signal
