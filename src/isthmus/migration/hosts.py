@@ -32,8 +32,9 @@ from isthmus.migration.record import (
     read_record,
     records,
 )
+from isthmus.translate.placement import Service, service
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
-from isthmus.translate.table import translatable
+from isthmus.translate.table import Placement
 from isthmus.values import Value
 
 
@@ -66,10 +67,12 @@ class Hosts:
         machine: Machine,
         *,
         shown: CpuModel | None = None,
+        module: bool = False,
         lives_with_parent: bool = False,
     ) -> Guest:
         """Start a guest on ``host``.
 
+        :param module: its kernel will have the translator's module loaded.
         :param shown: the CPU the guest sees; all that the host offers if None (unlevelled).
         :raises InputError: there is a guest of that name, or the host lacks what is to be shown.
         """
@@ -107,6 +110,7 @@ class Hosts:
             shown=shown,
             process=running,
             streams=(running.payload,),
+            module=module,
         )
         try:
             self.store.write(guest)
@@ -119,6 +123,9 @@ class Hosts:
         self, guest: Guest, host: str, *, translate: bool, accepted: Collection[str] = ()
     ) -> Preflight:
         """All checks of a move to ``host``; takes no step."""
+        return self._judge(guest, host, served(guest, translate=translate), accepted)
+
+    def _judge(self, guest: Guest, host: str, by: Service, accepted: Collection[str]) -> Preflight:
         evidence = GuestEvidence(
             shown=guest.shown, vcpus=guest.spec.vcpus, memory_mib=guest.spec.memory_mib
         )
@@ -127,9 +134,7 @@ class Hosts:
             evidence,
             guest.host,
             self.cpus.offered(host),
-            translatable=translatable(avx="avx" in guest.shown.features)
-            if translate
-            else frozenset(),
+            translatable=by.covered,
             accepted=accepted,
             hypervisor=self.accelerator.value,
         )
@@ -157,10 +162,12 @@ class Hosts:
                     f"{name}: migration {pending[0].stem} was cut short",
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
-            verdict = self.check(guest, host, translate=options.translate, accepted=accepted)
+            by = served(guest, translate=options.translate)
+            verdict = self._judge(guest, host, by, accepted)
             verdict.require()
-            options = msgspec.structs.replace(options, translate=verdict.needs_translation)
-            plan = self._plan(guest, host, verdict, tcp=options.channel == "tcp")
+            outside = verdict.needs_translation and by.placement is Placement.OUTSIDE
+            options = msgspec.structs.replace(options, translate=outside)
+            plan = self._plan(guest, host, verdict, outside=outside, tcp=options.channel == "tcp")
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -170,7 +177,9 @@ class Hosts:
                 adopt=lambda record: adopt(self.store, record),
             )
 
-    def _plan(self, guest: Guest, host: str, verdict: Preflight, *, tcp: bool) -> Plan:
+    def _plan(
+        self, guest: Guest, host: str, verdict: Preflight, *, outside: bool, tcp: bool
+    ) -> Plan:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
         return Plan(
             id=new_id(),
@@ -180,7 +189,7 @@ class Hosts:
                 qmp=folder / "qmp.sock",
                 observe=folder / "observe.sock",
                 directory=folder,
-                translator=folder if verdict.needs_translation else None,
+                translator=folder if outside else None,
             ),
             channel="tcp:127.0.0.1:0" if tcp else f"unix:{folder / 'stream.sock'}",
             spec=msgspec.structs.replace(
@@ -190,6 +199,11 @@ class Hosts:
             destination_host=host,
             created=time.time(),
         )
+
+
+def served(guest: Guest, *, translate: bool) -> Service:
+    """Who would translate for the guest; ``translate``: whether it may be done from outside."""
+    return service(module=guest.module, outside=translate, avx="avx" in guest.shown.features)
 
 
 def side_of(running: QemuProcess, translator: Path | None) -> Side:

@@ -27,7 +27,8 @@ class Guest(Value, frozen=True):
 
     ``host`` names the CPU model that the process plays; ``shown`` is the CPU that the guest saw at
     boot and keeps.  ``streams`` are the payload's report files in the order of the hops, and
-    ``translator`` the folder of the translator where one is armed.
+    ``translator`` the folder of the translator where one is armed; ``module``: its kernel has the
+    translator's module loaded, so that it needs none outside.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Guest(Value, frozen=True):
     process: QemuProcess
     streams: tuple[Path, ...] = ()
     translator: Path | None = None
+    module: bool = False
     schema: int = SCHEMA_VERSION
 
     @property

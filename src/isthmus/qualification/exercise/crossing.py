@@ -7,6 +7,7 @@ other printed at home.
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -33,10 +34,12 @@ PAUSE = "exercise_pause"
 it does not know on to init's environment (Linux: init/main.c, unknown_bootoption)."""
 
 CALM = "highres=off nohz=off"
-"""A kernel that reads its clock by RDTSCP does so some five times a tick with a high-resolution timer.
-Translated outside under TCG, which throws all its code away at each trap, that takes longer than the
-tick of 4 ms lasts: a busy guest then does nothing else.  So two reads a tick have to do."""
+"""A kernel that reads its clock by RDTSCP does so some five times a tick with a high-resolution
+timer.  Translated outside under TCG, which throws all its code away at each trap, that takes longer
+than the tick of 4 ms lasts: a busy guest then does nothing else.  So two reads a tick have to
+do."""
 
+_COUNTED = re.compile(r"counted ((?:[A-Za-z0-9]{1,24} \d{1,20} ?)+)\r?$")
 _START = f'#!/bin/sh\nexec /bin/exercise 0 "${{{PAUSE}:-100}}"\n'.encode()
 
 
@@ -74,15 +77,25 @@ class Crossing(Value, frozen=True):
         return not self.faults and not self.untouched and min(self.rounds) > 0
 
 
-def image(cache: Path) -> GuestImage:
-    """The lab's image with the exercise beside the payload."""
+# What the module counts, on the console, where the exercise reports.
+_COUNT = b"""#!/bin/sh
+while sleep 1; do
+    echo counted $(cat /sys/kernel/debug/isthmus/counters)
+done
+"""
+
+
+def image(cache: Path, *, inside: bool = False) -> GuestImage:
+    """The lab's image with the exercise beside the payload, and the module if ``inside``."""
     program = build_exercise(cache).read_bytes()
     return build_image(
         cache=cache,
+        inside=inside,
         more=[
             folder("beside"),
             file("beside/exercise", _START, executable=True),
             file("bin/exercise", program, executable=True),
+            *([file("beside/count", _COUNT, executable=True)] if inside else []),
         ],
     )
 
@@ -103,7 +116,7 @@ def missing(home: CpuModel, abroad: CpuModel) -> tuple[Encoding, ...]:
 
 @contextlib.asynccontextmanager
 async def started(
-    hosts: Hosts, made: GuestImage, name: str, home: str, pause_ms: int
+    hosts: Hosts, made: GuestImage, name: str, home: str, pause_ms: int, *, module: bool = False
 ) -> AsyncIterator[Guest]:
     """A guest with the exercise, ended when the block is left."""
     machine = Machine(
@@ -111,7 +124,7 @@ async def started(
         initrd=made.initrd,
         command_line=f"{command_line(test='none', beat_ms=50)} {CALM} {PAUSE}={pause_ms}",
     )
-    guest = await hosts.start(name, home, machine, lives_with_parent=True)
+    guest = await hosts.start(name, home, machine, module=module, lives_with_parent=True)
     try:
         yield guest
     finally:
@@ -158,8 +171,9 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
     begun = time.monotonic()
     home, abroad = hosts.cpus.offered(pair.home), hosts.cpus.offered(pair.abroad)
     lacking = missing(home, abroad)
+    inside = pair.placement is Placement.INSIDE
     faults: list[str] = []
-    async with started(hosts, made, "crosses", pair.home, 100):
+    async with started(hosts, made, "crosses", pair.home, 100, module=inside):
         await last_round(hosts, "crosses", stays - 1)
         left = await _move(hosts, pair.abroad)
         # The round in which it moved may have begun at home: it counts for neither.
@@ -167,6 +181,8 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
         counts = await _translated(hosts, "crosses")
         returned = await _move(hosts, pair.home)
         last = await last_round(hosts, "crosses", returned + 1 + stays)
+        if inside:
+            counts = await _counts(hosts, "crosses")
         text = said(hosts, "crosses")
         streams = [path.read_bytes() for path in hosts.store.read("crosses").streams]
     hosts.store.forget("crosses")
@@ -197,6 +213,32 @@ async def _move(hosts: Hosts, host: str) -> int:
     before = rounds(source.read_text(encoding="utf-8", errors="replace"))
     # None was finished there if the guest came and went within one round.
     return max(before, default=-1)
+
+
+def counted(text: str) -> dict[str, int]:
+    """What the module in a guest has translated by the last count on its console, by mnemonic."""
+    last = {}
+    for line in text.split("\n"):
+        match = _COUNTED.search(line)
+        if match:
+            words = match[1].split()
+            last = {
+                name: int(count)
+                for name, count in zip(words[::2], words[1::2], strict=True)
+                if name.isupper()
+            }
+    return last
+
+
+async def _counts(hosts: Hosts, name: str) -> dict[str, int]:
+    """The module's next counts: it goes on counting where it counted abroad."""
+    console = hosts.store.read(name).process.console
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            text = console.read_text(encoding="utf-8", errors="replace")
+            if (counts := counted(text)) or died(text):
+                return counts
+            await asyncio.sleep(POLL_S)
 
 
 async def _translated(hosts: Hosts, name: str) -> dict[str, int]:

@@ -7,12 +7,16 @@ busybox, the payload's program, the init script.  The same inputs give the same 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from isthmus.errors import EnvironmentLackError, InputError
 from isthmus.qualification.lab import packages
+from isthmus.qualification.lab.headers import inside_module
 from isthmus.qualification.lab.initramfs import Entry, archive, file, folder, link
 from isthmus.qualification.lab.kernel import GuestKernel, fetch_kernel
 from isthmus.qualification.payload.build import build_payload
 from isthmus.qualification.store import Made, Stored, key_of, obtain
+from isthmus.translate.inside import build
 from isthmus.values import Value, read_bytes
 
 # What lies in /beside runs beside the payload, reports on the console, and chooses its code by
@@ -26,6 +30,7 @@ INIT = b"""#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+mount -t debugfs debugfs /sys/kernel/debug
 while read -r module; do
     insmod "/lib/modules/$module.ko"
 done < /lib/modules/order
@@ -83,16 +88,22 @@ def build_image(
     cache: Path,
     progress: Callable[[str], None] = lambda _: None,
     more: Sequence[Entry] = (),
+    inside: bool = False,
 ) -> GuestImage:
     """Build the image, or take it from ``cache``; safe with several builders at once.
 
     :param kernel: see :func:`isthmus.qualification.lab.kernel.fetch_kernel`.
     :param progress: is told each step that takes time.
     :param more: files and folders besides; programs in the folder ``beside`` are started, too.
+    :param inside: load the translator's module, and mount debugfs, where it counts.
     :raises EnvironmentLackError: busybox, a compiler, apt or the disk's space is missing.
     :raises InputError: ``kernel`` names nothing usable.
     """
     guest_kernel = fetch_kernel(kernel, cache=cache, progress=progress)
+    if inside:
+        module = inside_module(guest_kernel.release, cache=cache, progress=progress)
+        modules = (*guest_kernel.modules, (build.NAME, module))
+        guest_kernel = msgspec.structs.replace(guest_kernel, modules=modules)
     busybox = _busybox(cache, progress)
     payload = build_payload(cache, progress=progress).read_bytes()
     image = read_bytes(guest_kernel.vmlinuz, limit=256 << 20)

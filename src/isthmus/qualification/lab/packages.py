@@ -59,6 +59,11 @@ class Archive:
         """Paths of all plain files, without a leading ``./``."""
         return tuple(self._members)
 
+    def executable(self, name: str) -> bool:
+        """Whether a file is a program, by its owner's permission."""
+        member = self._members.get(name)
+        return member is not None and bool(member.mode & 0o100)
+
     def read(self, name: str) -> bytes:
         """One file's content.
 

@@ -1,0 +1,85 @@
+"""Kernel modules for lab guests: built against a guest kernel's header packages, not installed.
+
+Debian splits the headers of one kernel over three packages that point at each other by symbolic
+links and by a path below /usr/src: the flavour's own, what all flavours have in common, and the
+programs of the build (``linux-kbuild``).  They are laid side by side in a scratch folder, with
+links of ours.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from isthmus.errors import EnvironmentLackError
+from isthmus.qualification.lab import packages
+from isthmus.qualification.lab.packages import Package
+from isthmus.qualification.store import Made, key_of, obtain
+from isthmus.translate.inside import build
+
+_COMMON = re.compile(r"linux-headers-.*-common")
+
+
+def inside_module(
+    release: str, *, cache: Path, progress: Callable[[str], None] = lambda _: None
+) -> bytes:
+    """The translator's module for the kernel ``release``, built or from ``cache``.
+
+    :raises EnvironmentLackError: no such header packages, or no compiler.
+    """
+    chosen = header_packages(release)
+    sources = build.sources()
+    parts = [part for name, data in sorted(sources.items()) for part in (name, data)]
+    key = key_of(*(package.sha256 for package in chosen), *parts)
+
+    def make(scratch: Path) -> Made:
+        progress(f"building the translator's module for Linux {release}")
+        headers = _laid_out(chosen, scratch, release)
+        return Made(
+            files={f"{build.NAME}.ko": build.build(headers, scratch / "module")},
+            facts={"release": release},
+        )
+
+    return obtain(cache, "inside", key, make).read(f"{build.NAME}.ko")
+
+
+def header_packages(release: str) -> tuple[Package, ...]:
+    """The flavour's headers, the common ones, the build's programs.
+
+    :raises EnvironmentLackError: apt's lists do not have them.
+    """
+    flavour = packages.required(f"linux-headers-{release}")
+    below = [
+        packages.required(name)
+        for name in flavour.depends
+        if _COMMON.fullmatch(name) or name.startswith("linux-kbuild-")
+    ]
+    if len(below) != 2:
+        raise EnvironmentLackError(
+            f"{flavour.name}: its common headers and build programs are not named as Debian does",
+            remedy="build the module in the guest: isthmus translate module --dkms",
+        )
+    return (flavour, *below)
+
+
+def _laid_out(chosen: tuple[Package, ...], scratch: Path, release: str) -> Path:
+    """The packages' files below ``scratch``; returns the flavour's folder."""
+    root = scratch / "root"
+    for package in chosen:
+        with packages.opened(package, scratch=scratch) as archive:
+            for name in archive.names:
+                if not name.startswith(("usr/src/", "usr/lib/linux-kbuild")):
+                    continue
+                path = root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(name))
+                if archive.executable(name):
+                    path.chmod(0o755)
+    headers = root / "usr/src" / f"linux-headers-{release}"
+    common = next(path for path in (root / "usr/src").iterdir() if _COMMON.fullmatch(path.name))
+    kbuild = next((root / "usr/lib").glob("linux-kbuild-*"))
+    for folder in (headers, common):
+        for part in ("scripts", "tools"):
+            if not (folder / part).exists():
+                (folder / part).symlink_to(kbuild / part)
+    (headers / "Makefile").write_text(f"include {common}/Makefile\n", encoding="utf-8")
+    return headers
