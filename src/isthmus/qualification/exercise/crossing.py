@@ -44,11 +44,12 @@ _START = f'#!/bin/sh\nexec /bin/exercise 0 "${{{PAUSE}:-100}}"\n'.encode()
 
 
 class Pair(Value, frozen=True):
-    """A home, a CPU abroad, and where the missing instructions are done."""
+    """A home, a CPU abroad, where the missing instructions are done; rules whose risk is taken."""
 
     home: str
     abroad: str
     placement: Placement = Placement.OUTSIDE
+    accepted: tuple[str, ...] = ()
 
 
 class Crossing(Value, frozen=True):
@@ -175,11 +176,11 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
     faults: list[str] = []
     async with started(hosts, made, "crosses", pair.home, 100, module=inside):
         await last_round(hosts, "crosses", stays - 1)
-        left = await _move(hosts, pair.abroad)
+        left = await _move(hosts, pair.abroad, pair.accepted)
         # The round in which it moved may have begun at home: it counts for neither.
         await last_round(hosts, "crosses", left + 1 + stays)
         counts = await _translated(hosts, "crosses")
-        returned = await _move(hosts, pair.home)
+        returned = await _move(hosts, pair.home, pair.accepted)
         last = await last_round(hosts, "crosses", returned + 1 + stays)
         if inside:
             counts = await _counts(hosts, "crosses")
@@ -206,10 +207,11 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
     )
 
 
-async def _move(hosts: Hosts, host: str) -> int:
+async def _move(hosts: Hosts, host: str, accepted: tuple[str, ...]) -> int:
     """Move the traveller; returns the number of the last round that its source finished."""
     source = hosts.store.read("crosses").process.console
-    await hosts.move("crosses", host, Options(translate=True, lives_with_parent=True))
+    options = Options(translate=True, lives_with_parent=True)
+    await hosts.move("crosses", host, options, accepted=accepted)
     before = rounds(source.read_text(encoding="utf-8", errors="replace"))
     # None was finished there if the guest came and went within one round.
     return max(before, default=-1)

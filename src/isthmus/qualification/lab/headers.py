@@ -7,7 +7,7 @@ links of ours.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from isthmus.errors import EnvironmentLackError
@@ -26,20 +26,34 @@ def inside_module(
 
     :raises EnvironmentLackError: no such header packages, or no compiler.
     """
+    return kernel_module(release, build.sources(), build.NAME, cache=cache, progress=progress)
+
+
+def kernel_module(
+    release: str,
+    sources: Mapping[str, bytes],
+    name: str,
+    *,
+    cache: Path,
+    progress: Callable[[str], None] = lambda _: None,
+) -> bytes:
+    """Any module: its ``sources`` by path, with a Kbuild file among them, make ``name``.
+
+    :raises EnvironmentLackError: no such header packages, or no compiler.
+    """
     chosen = header_packages(release)
-    sources = build.sources()
-    parts = [part for name, data in sorted(sources.items()) for part in (name, data)]
-    key = key_of(*(package.sha256 for package in chosen), *parts)
+    parts = [part for path, data in sorted(sources.items()) for part in (path, data)]
+    key = key_of(*(package.sha256 for package in chosen), name, *parts)
 
     def make(scratch: Path) -> Made:
-        progress(f"building the translator's module for Linux {release}")
+        progress(f"building the module {name} for Linux {release}")
         headers = _laid_out(chosen, scratch, release)
         return Made(
-            files={f"{build.NAME}.ko": build.build(headers, scratch / "module")},
+            files={f"{name}.ko": build.build(headers, scratch / "module", sources, name)},
             facts={"release": release},
         )
 
-    return obtain(cache, "inside", key, make).read(f"{build.NAME}.ko")
+    return obtain(cache, "modules", key, make).read(f"{name}.ko")
 
 
 def header_packages(release: str) -> tuple[Package, ...]:

@@ -49,7 +49,7 @@ exec /bin/payload
 
 APPLETS = (
     "cat", "dmesg", "echo", "free", "grep", "hexdump", "insmod", "kill", "ls", "lsmod", "mkdir",
-    "mount", "poweroff", "ps", "reboot", "setsid", "sh", "sleep", "top", "uname",
+    "mount", "poweroff", "ps", "reboot", "rmmod", "setsid", "sh", "sleep", "top", "uname",
 )  # fmt: skip
 
 BUSYBOX_LIMIT = 64 << 20

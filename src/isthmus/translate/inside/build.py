@@ -7,6 +7,7 @@ so each guest kernel has a build of its own: here, or in the guest by DKMS (``ex
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -43,23 +44,27 @@ def export(folder: Path, *, version: str) -> None:
 
     :raises InputError: the folder is there already, or cannot be written.
     """
+    _write(folder, {**sources(), "dkms.conf": _DKMS.replace("VERSION", version).encode()})
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True)
-        for name, data in sources().items():
+        for name, data in files.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
-        (folder / "dkms.conf").write_text(_DKMS.replace("VERSION", version), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written: {error.strerror}", remedy="name a new folder"
         ) from error
 
 
-def build(headers: Path, folder: Path) -> bytes:
-    """Compile the module against ``headers``, in the new ``folder``; returns the ``.ko``.
+def build(headers: Path, folder: Path, files: Mapping[str, bytes], name: str = NAME) -> bytes:
+    """Compile a module against ``headers``, in the new ``folder``; returns the ``.ko``.
 
     :param headers: a kernel's build folder, such as ``/lib/modules/RELEASE/build``.
+    :param files: the module's sources by path, see :func:`sources`; ``name`` is what they make.
     :raises InputError: no such headers.
     :raises EnvironmentLackError: make or a compiler is missing, or the build fails.
     """
@@ -73,7 +78,7 @@ def build(headers: Path, folder: Path) -> bytes:
             raise EnvironmentLackError(
                 f"{program}: no such program", remedy=f"apt-get install {program}"
             )
-    export(folder, version="0")
+    _write(folder, files)
     # Type data (BTF) would need pahole, and nobody asks a module for it.
     command = ["make", "-C", str(headers), f"M={folder}", "CC=gcc"]
     command += ["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
@@ -90,7 +95,7 @@ def build(headers: Path, folder: Path) -> bytes:
             f"the module cannot be built: {'; '.join(wrong[:_SAID_LINES])[:300]}",
             remedy=f"see `{' '.join(command)}`",
         )
-    module = folder / f"{NAME}.ko"
+    module = folder / f"{name}.ko"
     # Debug data is nine tenths of it, and no kernel reads it.
     subprocess.run(["objcopy", "--strip-debug", module], check=True, timeout=60)
     return module.read_bytes()
