@@ -1,8 +1,8 @@
 """What a translated instruction costs inside the guest, beside an empty #UD notifier.
 
-Guest instructions, not time: QEMU counts them (``-icount shift=0``), so that the figure is the same on
-every machine.  One guest, `mitigations=off`: first a module that only skips the instruction, then
-ours, the same program under both.
+Guest instructions, not time: QEMU counts them (``-icount shift=0``), so that the figure is the same
+on every machine.  One guest, `mitigations=off`: first a module that only skips the instruction,
+then ours, the same program under both.
 
     .venv/bin/python bench/translate_inside.py
 """

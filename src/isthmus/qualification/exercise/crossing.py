@@ -190,6 +190,7 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
     if word := died(text):
         faults.append(f"the exercise died: {word}")
     run = rounds(text)
+    last = max(run, default=last)  # one more may have come meanwhile
     faults += differences(run, await stay(hosts, made, pair.home, last + 1))
     verdict = judge(streams, cpuid_may_lose=cpuid_bits(home.features ^ abroad.features))
     faults += [str(fault) for fault in verdict.faults]

@@ -1,8 +1,7 @@
 /* One instruction: decode its opcode, offer it to each group. */
-#include "instruction.h"
+#include "site.h"
 
-void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_t available,
-                     const struct isthmus_memory *memory, struct isthmus_outcome *outcome)
+static void execute(struct instruction *insn, size_t available)
 {
     static bool (*const groups[])(struct instruction *) = {
         execute_clock, execute_sse4a, execute_popcnt,   execute_crc32, execute_movbe,
@@ -14,27 +13,62 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
         execute_bits, execute_integer, execute_crypto, execute_sse4, execute_avx2, execute_xop,
         execute_floats,
     };
-    *outcome = (struct isthmus_outcome){.kind = ISTHMUS_NOT_OURS};
-    struct instruction insn = {
-        .machine = machine, .memory = memory, .outcome = outcome, .code = code, .segment = -1,
-        .available = available < LONGEST ? available : LONGEST,
-    };
-    if (decode_opcode(&insn)) {
-        if (insn.lock && !(insn.map == MAP_0F && insn.opcode == 0xc7))
+    if (decode_opcode(insn)) {
+        if (insn->lock && !(insn->map == MAP_0F && insn->opcode == 0xc7))
             return; /* but for CMPXCHG16B nothing here can be locked: a true #UD */
-        size_t count = insn.vex ? sizeof vex_groups / sizeof *vex_groups
-                                : sizeof groups / sizeof *groups;
+        size_t count = insn->vex ? sizeof vex_groups / sizeof *vex_groups
+                                 : sizeof groups / sizeof *groups;
         for (size_t i = 0; i < count; i++) {
-            struct instruction attempt = insn; /* a group that declines leaves no trace */
-            if ((insn.vex ? vex_groups : groups)[i](&attempt)) {
-                insn.ended = attempt.ended;
+            struct instruction attempt = *insn; /* a group that declines leaves no trace */
+            if ((insn->vex ? vex_groups : groups)[i](&attempt)) {
+                *insn = attempt;
                 break;
             }
         }
     }
-    if (insn.ended)
-        *outcome = (struct isthmus_outcome){
+    if (insn->ended)
+        *insn->outcome = (struct isthmus_outcome){
             .kind = available < LONGEST ? ISTHMUS_MORE_BYTES : ISTHMUS_NOT_OURS};
+    else if (insn->run)
+        insn->run(insn);
+}
+
+static struct instruction begin(struct isthmus_machine *machine, const uint8_t *code,
+                                size_t available, const struct isthmus_memory *memory,
+                                struct isthmus_outcome *outcome)
+{
+    *outcome = (struct isthmus_outcome){.kind = ISTHMUS_NOT_OURS};
+    return (struct instruction){
+        .machine = machine, .memory = memory, .outcome = outcome, .code = code, .segment = -1,
+        .available = available < LONGEST ? available : LONGEST,
+    };
+}
+
+void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_t available,
+                     const struct isthmus_memory *memory, struct isthmus_outcome *outcome)
+{
+    struct instruction insn = begin(machine, code, available, memory, outcome);
+    execute(&insn, available);
+}
+
+void isthmus_learn(struct isthmus_site *site, struct isthmus_machine *machine, const uint8_t *code,
+                   size_t available, const struct isthmus_memory *memory,
+                   struct isthmus_outcome *outcome)
+{
+    struct instruction insn = begin(machine, code, available, memory, outcome);
+    execute(&insn, available);
+    if (!insn.run || insn.ended)
+        return;
+    for (unsigned i = 0; i < 2; i++) {
+        unsigned bytes = insn.at > 8 * i ? (unsigned)insn.at - 8 * i : 0;
+        site->mask[i] = bytes >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * bytes) - 1;
+        __builtin_memcpy(&site->bytes[i], code + 8 * i, 8);
+        site->bytes[i] &= site->mask[i];
+    }
+    site->mode = machine->mode;
+    site->lean = insn.lean;
+    site->length = (uint8_t)insn.at;
+    site->decoded = insn;
 }
 
 const char *isthmus_mnemonic_name(uint32_t mnemonic)

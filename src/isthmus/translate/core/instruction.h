@@ -38,6 +38,11 @@ struct instruction {
     unsigned immediate;
     bool aligned;           /* a memory operand must be aligned to its size */
     bool vsib;              /* the index is a vector register: the address is made by the group */
+    /* A group that has decoded all of its instruction may leave the work to `run`, with what it
+     * chose in `operation`: then the decoded instruction can be kept and run again. */
+    void (*run)(struct instruction *insn);
+    const void *operation;
+    bool lean; /* it touches vector registers only: no general ones, no flags, no memory */
 };
 
 /* decode.c */
@@ -58,18 +63,59 @@ bool store_integer(struct instruction *insn, unsigned bits, uint64_t value);
 bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value); /* r/m */
 uint64_t get_gpr(const struct instruction *insn, unsigned number, unsigned bits);
 void set_gpr(struct instruction *insn, unsigned number, unsigned bits, uint64_t value);
-uint64_t xmm_quad(const struct isthmus_machine *machine, unsigned number, unsigned half);
-void set_xmm_low(struct instruction *insn, unsigned number, uint64_t value);
 void set_flags(struct instruction *insn, uint64_t affected, uint64_t value);
 
 /* outcomes; each is the last thing a group does */
-void finish(struct instruction *insn, uint32_t mnemonic);
 void decline(struct instruction *insn);
 void fault(struct instruction *insn, uint32_t vector, bool has_error, uint32_t error_code);
-void name_it(struct instruction *insn, uint32_t mnemonic); /* for faults that may follow */
 
-/* Whether SSE instructions are legal (true), else the outcome is written. */
-bool sse_usable(struct instruction *insn);
+/* What every vector instruction does, inline: inside a guest's kernel each call counts. */
+static inline uint64_t xmm_quad(const struct isthmus_machine *machine, unsigned number,
+                                unsigned half)
+{
+    uint64_t value;
+    __builtin_memcpy(&value, &machine->xmm[number][8 * half], 8);
+    return value;
+}
+
+static inline void set_xmm_low(struct instruction *insn, unsigned number, uint64_t value)
+{
+    __builtin_memcpy(insn->machine->xmm[number], &value, 8);
+    insn->outcome->xmm_written |= 1u << number;
+}
+
+/* The name of what is under way, for faults that may follow. */
+static inline void name_it(struct instruction *insn, uint32_t mnemonic)
+{
+    insn->outcome->mnemonic = mnemonic;
+    insn->outcome->length = (uint32_t)insn->at;
+}
+
+static inline void finish(struct instruction *insn, uint32_t mnemonic)
+{
+    name_it(insn, mnemonic);
+    insn->outcome->kind = ISTHMUS_DONE;
+    uint64_t next = insn->machine->rip + insn->at;
+    insn->machine->rip = insn->machine->mode == 64 ? next : next & 0xffffffff;
+}
+
+/* Whether SSE instructions are legal, else the outcome is written.  EM or no OSFXSR is a true #UD, TS
+ * is the operating system's lazy switching of the registers (Intel SDM vol. 3A, table 13-1; AMD APM
+ * vol. 4, 1.6). */
+static inline bool sse_usable(struct instruction *insn)
+{
+    if ((insn->machine->cr0 & CR0_EM) || !(insn->machine->cr4 & CR4_OSFXSR)) {
+        decline(insn);
+        return false;
+    }
+    if (insn->machine->cr0 & CR0_TS) {
+        fault(insn, VECTOR_NM, false, 0);
+        return false;
+    }
+    return true;
+}
+
+/* The same for MMX. */
 bool mmx_usable(struct instruction *insn);
 
 /* The groups, one file each.  Called with the opcode decoded; return false if not theirs, and true

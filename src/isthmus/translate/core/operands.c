@@ -144,39 +144,10 @@ void set_gpr(struct instruction *insn, unsigned number, unsigned bits, uint64_t 
     insn->outcome->gpr_written |= 1u << number;
 }
 
-uint64_t xmm_quad(const struct isthmus_machine *machine, unsigned number, unsigned half)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < 8; i++)
-        value |= (uint64_t)machine->xmm[number][8 * half + i] << (8 * i);
-    return value;
-}
-
-void set_xmm_low(struct instruction *insn, unsigned number, uint64_t value)
-{
-    for (unsigned i = 0; i < 8; i++)
-        insn->machine->xmm[number][i] = (uint8_t)(value >> (8 * i));
-    insn->outcome->xmm_written |= 1u << number;
-}
-
 void set_flags(struct instruction *insn, uint64_t affected, uint64_t value)
 {
     insn->machine->rflags = (insn->machine->rflags & ~affected) | (value & affected);
     insn->outcome->flags_written = 1;
-}
-
-void name_it(struct instruction *insn, uint32_t mnemonic)
-{
-    insn->outcome->mnemonic = mnemonic;
-    insn->outcome->length = (uint32_t)insn->at;
-}
-
-void finish(struct instruction *insn, uint32_t mnemonic)
-{
-    name_it(insn, mnemonic);
-    insn->outcome->kind = ISTHMUS_DONE;
-    uint64_t next = insn->machine->rip + insn->at;
-    insn->machine->rip = insn->machine->mode == 64 ? next : next & 0xffffffff;
 }
 
 void decline(struct instruction *insn)
@@ -192,21 +163,6 @@ void fault(struct instruction *insn, uint32_t vector, bool has_error, uint32_t e
     insn->outcome->vector = vector;
     insn->outcome->has_error = has_error;
     insn->outcome->error_code = error_code;
-}
-
-/* Intel SDM vol. 3A, table 13-1 and AMD APM vol. 4, 1.6: EM or no OSFXSR is a true #UD, TS is the
- * operating system's lazy switching of the registers. */
-bool sse_usable(struct instruction *insn)
-{
-    if ((insn->machine->cr0 & CR0_EM) || !(insn->machine->cr4 & CR4_OSFXSR)) {
-        decline(insn);
-        return false;
-    }
-    if (insn->machine->cr0 & CR0_TS) {
-        fault(insn, VECTOR_NM, false, 0);
-        return false;
-    }
-    return true;
 }
 
 bool mmx_usable(struct instruction *insn)

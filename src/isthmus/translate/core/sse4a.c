@@ -23,37 +23,27 @@ static uint64_t insert(uint64_t into, uint64_t value, unsigned length, unsigned 
     return (into & ~(mask << index)) | (value & mask) << index;
 }
 
-static void execute_extrq(struct instruction *insn, bool immediate)
+static void run_extrq(struct instruction *insn)
 {
     /* The immediate form names its register in ModRM.rm, with ModRM.reg as opcode extension. */
+    bool immediate = insn->opcode == 0x78;
     unsigned target = immediate ? insn->rm : insn->reg;
-    uint64_t control;
-    if (immediate) {
-        control = take_byte(insn);
-        control |= (uint64_t)take_byte(insn) << 8;
-    } else {
-        control = xmm_quad(insn->machine, insn->rm, 0);
-    }
     name_it(insn, ISTHMUS_EXTRQ);
-    if (insn->ended || !sse_usable(insn))
+    if (!sse_usable(insn))
         return;
+    uint64_t control = immediate ? insn->immediate : xmm_quad(insn->machine, insn->rm, 0);
     uint64_t value = xmm_quad(insn->machine, target, 0);
     set_xmm_low(insn, target, extract(value, control & 63, control >> 8 & 63));
     finish(insn, ISTHMUS_EXTRQ);
 }
 
-static void execute_insertq(struct instruction *insn, bool immediate)
+static void run_insertq(struct instruction *insn)
 {
-    uint64_t control;
-    if (immediate) {
-        control = take_byte(insn);
-        control |= (uint64_t)take_byte(insn) << 8;
-    } else {
-        control = xmm_quad(insn->machine, insn->rm, 1);
-    }
     name_it(insn, ISTHMUS_INSERTQ);
-    if (insn->ended || !sse_usable(insn))
+    if (!sse_usable(insn))
         return;
+    uint64_t control =
+        insn->opcode == 0x78 ? insn->immediate : xmm_quad(insn->machine, insn->rm, 1);
     uint64_t value = xmm_quad(insn->machine, insn->rm, 0);
     uint64_t into = xmm_quad(insn->machine, insn->reg, 0);
     set_xmm_low(insn, insn->reg, insert(into, value, control & 63, control >> 8 & 63));
@@ -85,11 +75,15 @@ bool execute_sse4a(struct instruction *insn)
     bool extracts = !insn->repeat && insn->operand_size;
     bool inserts = insn->repeat == 0xf2;
     if (!decode_operands(insn) || insn->is_memory || (!extracts && !inserts) ||
-        (extracts && immediate && (insn->reg & 7) != 0))
+        (extracts && immediate && (insn->reg & 7) != 0)) {
         decline(insn);
-    else if (extracts)
-        execute_extrq(insn, immediate);
-    else
-        execute_insertq(insn, immediate);
+        return true;
+    }
+    if (immediate) { /* length, then index */
+        insn->immediate = take_byte(insn);
+        insn->immediate |= (unsigned)take_byte(insn) << 8;
+    }
+    insn->lean = true;
+    insn->run = extracts ? run_extrq : run_insertq;
     return true;
 }

@@ -33,22 +33,21 @@ unsigned vector_bytes(const struct instruction *insn)
 
 void get_vector(const struct instruction *insn, unsigned number, struct vector *value)
 {
-    for (unsigned i = 0; i < 16; i++) {
-        value->lane[0].b[i] = insn->machine->xmm[number][i];
-        value->lane[1].b[i] = insn->machine->ymm_high[number][i];
-    }
+    __builtin_memcpy(value->lane[0].b, insn->machine->xmm[number], 16);
+    __builtin_memcpy(value->lane[1].b, insn->machine->ymm_high[number], 16);
 }
 
 /* Without VEX the upper half stays, with it a short result clears it. */
 void set_vector(struct instruction *insn, unsigned number, const struct vector *value)
 {
-    for (unsigned i = 0; i < 16; i++)
-        insn->machine->xmm[number][i] = value->lane[0].b[i];
+    __builtin_memcpy(insn->machine->xmm[number], value->lane[0].b, 16);
     insn->outcome->xmm_written |= 1u << number;
     if (!insn->vex)
         return;
-    for (unsigned i = 0; i < 16; i++)
-        insn->machine->ymm_high[number][i] = insn->long_vector ? value->lane[1].b[i] : 0;
+    if (insn->long_vector)
+        __builtin_memcpy(insn->machine->ymm_high[number], value->lane[1].b, 16);
+    else
+        __builtin_memset(insn->machine->ymm_high[number], 0, 16);
     insn->outcome->ymm_written |= 1u << number;
 }
 
@@ -93,11 +92,13 @@ static bool fits(const struct instruction *insn, const struct lane_operation *op
     return operation->form & (insn->long_vector ? F_V256 : F_V128);
 }
 
-static void run_mmx(struct instruction *insn, const struct lane_operation *operation)
+static void run_mmx(struct instruction *insn)
 {
+    const struct lane_operation *operation = insn->operation;
     union lane a = {0}, b = {0}, result = {0};
-    insn->reg &= 7;
+    insn->reg &= 7; /* REX.R and REX.B name no MMX register */
     unsigned immediate = operation->form & F_IMM ? insn->immediate : 0;
+    name_it(insn, operation->mnemonic);
     if (!mmx_usable(insn))
         return;
     if (insn->is_memory) {
@@ -118,11 +119,13 @@ static void run_mmx(struct instruction *insn, const struct lane_operation *opera
     finish(insn, operation->mnemonic);
 }
 
-static void run_vector(struct instruction *insn, const struct lane_operation *operation)
+static void run_vector(struct instruction *insn)
 {
+    const struct lane_operation *operation = insn->operation;
     struct vector a, b, result;
     unsigned bytes = vector_bytes(insn), immediate = insn->immediate;
     uint32_t name = vector_name(insn, operation->mnemonic);
+    name_it(insn, name);
     if (insn->vex ? !vex_usable(insn) : !sse_usable(insn))
         return;
     if (!load_vector(insn, &b, bytes, !insn->vex))
@@ -148,13 +151,9 @@ bool execute_lanes(struct instruction *insn, const struct lane_operation *table,
         if (operation->form & F_IMM)
             insn->immediate = take_byte(insn);
         bool mmx = !insn->vex && operation->prefix == P66 && insn->prefix == NP;
-        name_it(insn, vector_name(insn, operation->mnemonic));
-        if (insn->ended)
-            decline(insn);
-        else if (mmx)
-            run_mmx(insn, operation);
-        else
-            run_vector(insn, operation);
+        insn->operation = operation;
+        insn->lean = !mmx && !insn->is_memory;
+        insn->run = mmx ? run_mmx : run_vector;
         return true;
     }
     return false;

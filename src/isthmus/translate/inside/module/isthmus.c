@@ -38,9 +38,9 @@
 #include <asm/trap_pf.h>
 #include <asm/trapnr.h>
 
-#include "machine.h"
+#include "site.h"
 
-enum { FETCHED = 16, MOST_IN_ONE_TRAP = 32 };
+enum { FETCHED = 16, MOST_IN_ONE_TRAP = 32, SITES = 64 };
 
 static bool user = true, kernel = true, batch = true;
 module_param(user, bool, 0644);
@@ -50,9 +50,12 @@ MODULE_PARM_DESC(kernel, "translate for the kernel itself");
 module_param(batch, bool, 0644);
 MODULE_PARM_DESC(batch, "translate a run of missing instructions in one trap");
 
+/* What each CPU has of its own: counters, and the instructions that it met lately, decoded. */
 struct counters {
 	u64 traps, declined, faulted, paged, lacking;
-	u64 by_mnemonic[ISTHMUS_MNEMONICS];
+	u64 by_mnemonic[2][ISTHMUS_MNEMONICS]; /* plain, and by VEX */
+	u32 depth; /* of traps in traps: the kernel functions used here may lack instructions, too */
+	struct isthmus_site sites[SITES];
 };
 static struct counters __percpu *counters;
 static struct dentry *folder;
@@ -66,7 +69,7 @@ struct later {
 	unsigned long address, ip;
 };
 
-/* The window of instruction bytes and who asks, for the memory callback. */
+/* Whose memory it is, for the callback. */
 struct asker {
 	bool user;
 };
@@ -133,18 +136,24 @@ static bool leave_for_later(u32 vector, bool write, unsigned long address, unsig
 }
 
 /* Up to FETCHED bytes of code; none of another page unless the first ends inside the instruction. */
-static size_t fetch(bool from_user, unsigned long ip, u8 *code)
+static __always_inline size_t fetch(bool from_user, unsigned long ip, u8 *code)
 {
 	size_t first = min_t(size_t, FETCHED, PAGE_SIZE - offset_in_page(ip));
 
 	if (from_user && first == FETCHED && access_ok((void __user *)ip, FETCHED)) {
 		u64 __user *from = (u64 __user *)ip;
-		int failed;
 
 		pagefault_disable();
-		failed = __get_user(((u64 *)code)[0], from) || __get_user(((u64 *)code)[1], from + 1);
+		__uaccess_begin_nospec();
+		unsafe_get_user(((u64 *)code)[0], from, gone);
+		unsafe_get_user(((u64 *)code)[1], from + 1, gone);
+		user_access_end();
 		pagefault_enable();
-		return failed ? 0 : FETCHED;
+		return FETCHED;
+gone:
+		user_access_end();
+		pagefault_enable();
+		return 0;
 	}
 	if (from_user ? copy_from_user_nofault(code, (void __user *)ip, first)
 		      : copy_from_kernel_nofault(code, (void *)ip, first))
@@ -384,103 +393,206 @@ static __always_inline bool mmx_coming(const u8 *code)
 	return code[0] == 0x0f && code[1] != 0x01 && code[1] != 0xc7;
 }
 
-static int on_die(struct notifier_block *block, unsigned long kind, void *data)
+/* The instruction bytes at hand: `at` of `available` are behind us. */
+struct window {
+	size_t available;
+	unsigned int at;
+	u8 code[FETCHED + 16] __aligned(8);
+};
+
+/* Whether a further missing instruction may stand at `ip`; then its bytes are at hand. */
+static bool look_ahead(struct window *window, bool from_user, unsigned long ip)
 {
-	const struct die_args *args = data;
-	struct pt_regs *regs = args->regs;
+	if (!promising(window->code + window->at))
+		return false;
+	if (window->at + 15 > window->available) {
+		window->available = fetch(from_user, ip, window->code);
+		window->at = 0;
+	}
+	return window->available;
+}
+
+static __always_inline void take_control(struct isthmus_machine *machine, const struct pt_regs *regs)
+{
+	asm volatile("stmxcsr %0" : "=m"(machine->mxcsr));
+	asm volatile("mov %%cr0, %0" : "=r"(machine->cr0));
+	asm volatile("mov %%cr4, %0" : "=r"(machine->cr4));
+	machine->rip = regs->ip;
+	machine->cpl = regs->cs & 3;
+	machine->has_ymm = 0;
+	machine->random_valid = 0;
+}
+
+static __always_inline void go_on(struct pt_regs *regs, const struct isthmus_machine *machine,
+				  u32 touched)
+{
+	if (unlikely(touched & ISTHMUS_WROTE_MXCSR))
+		asm volatile("ldmxcsr %0" : : "m"(machine->mxcsr));
+	regs->ip = machine->rip;
+	/* RF was set by the fault so that the instruction could be tried again; it has been done. */
+	regs->flags &= ~X86_EFLAGS_RF;
+	this_cpu_inc(counters->traps);
+}
+
+static __always_inline struct isthmus_site *site_of(struct counters *mine, unsigned long ip)
+{
+	return &mine->sites[(ip ^ ip >> 6) & (SITES - 1)];
+}
+
+static __always_inline bool has_vex(const u8 *code)
+{
+	return code[0] == 0xc4 || code[0] == 0xc5 || code[0] == 0x8f;
+}
+
+/* The short way, for instructions that were met before and touch nothing but XMM registers: a third
+ * of the work of the long one.  False if the first of them is not such a one. */
+static bool again(struct counters *mine, struct window *window, bool from_user,
+		  struct pt_regs *regs, unsigned int mode)
+{
+	struct isthmus_site *site = site_of(mine, regs->ip);
 	struct isthmus_machine machine;
 	struct isthmus_outcome outcome;
-	struct asker asker = { .user = user_mode(regs) };
-	const struct isthmus_memory memory = { .move = move, .context = &asker };
-	u32 gpr = 0, xmm = 0, ymm = 0, touched = 0;
-	struct isthmus_outcome all = { 0 };
-	u8 code[FETCHED + 8] __aligned(8);
-	unsigned int done = 0, at = 0;
-	size_t available;
+	const struct isthmus_memory memory = { .move = move }; /* never asked */
+	unsigned int done = 0, xmm = 0, touched = 0;
 
-	if (kind != DIE_TRAP || args->trapnr != X86_TRAP_UD || !(asker.user ? user : kernel))
-		return NOTIFY_DONE;
-	machine.mode = mode_of(regs);
-	available = machine.mode ? fetch(asker.user, regs->ip, code) : 0;
-	if (!available) {
-		if (asker.user && machine.mode &&
-		    leave_for_later(X86_TRAP_PF, false, regs->ip, regs->ip)) {
-			this_cpu_inc(counters->paged);
-			return NOTIFY_STOP; /* the page went away since: fetch it, or SIGSEGV */
-		}
-		goto decline;
-	}
-	if (!asker.user && (code[0] == 0xc4 || code[0] == 0xc5) &&
-	    within_module(regs->ip, THIS_MODULE))
-		return NOTIFY_DONE; /* our own question whether this CPU has AVX */
-	memset(code + available, 0, sizeof(code) - available);
-	take_general(&machine, regs);
+	if (!site->lean || has_vex(window->code) || regs->flags & X86_EFLAGS_TF ||
+	    !isthmus_knows(site, mode, window->code, window->available))
+		return false;
+	machine.mode = mode;
+	take_control(&machine, regs);
 	take_xmm(&machine);
-	asm volatile("stmxcsr %0" : "=m"(machine.mxcsr));
-	asm volatile("mov %%cr0, %0" : "=r"(machine.cr0));
-	asm volatile("mov %%cr4, %0" : "=r"(machine.cr4));
-	machine.cpl = regs->cs & 3;
-	machine.has_ymm = 0;
-	machine.random_valid = 0;
-	if (machine.mode != 64)
+	for (;;) {
+		isthmus_again(site, &machine, &memory, &outcome);
+		if (outcome.kind != ISTHMUS_DONE)
+			break;
+		mine->by_mnemonic[!!(outcome.mnemonic & ISTHMUS_VEX_FORM)][outcome.mnemonic & 0xffff]++;
+		xmm |= outcome.xmm_written;
+		touched |= outcome.touched;
+		window->at += outcome.length;
+		if (++done == MOST_IN_ONE_TRAP || !batch ||
+		    !look_ahead(window, from_user, machine.rip))
+			break;
+		site = site_of(mine, machine.rip);
+		if (!site->lean || has_vex(window->code + window->at) ||
+		    !isthmus_knows(site, mode, window->code + window->at,
+				   window->available - window->at))
+			break;
+	}
+	if (!done)
+		return false; /* it raises another exception: the long way tells */
+	give_xmm(&machine, xmm);
+	go_on(regs, &machine, touched);
+	return true;
+}
+
+/* The long way: all registers, memory, faults. */
+static int at_length(struct counters *mine, struct window *window, bool from_user,
+		     struct pt_regs *regs, unsigned int mode)
+{
+	struct isthmus_machine machine;
+	struct isthmus_outcome outcome;
+	struct asker asker = { .user = from_user };
+	const struct isthmus_memory memory = { .move = move, .context = &asker };
+	struct isthmus_outcome all = { 0 };
+	unsigned int done = 0, ymm = 0;
+
+	machine.mode = mode;
+	take_general(&machine, regs);
+	take_control(&machine, regs);
+	take_xmm(&machine);
+	if (mode != 64)
 		memset(machine.segment_base, 0, sizeof(machine.segment_base));
 	do {
-		const u8 *here = code + at;
+		const u8 *here = window->code + window->at;
+		uint64_t next = machine.rip;
 
-		take_the_rest(&machine, here, asker.user);
-		if (!machine.has_ymm && (*here == 0xc4 || *here == 0xc5 || *here == 0x8f))
+		take_the_rest(&machine, here, from_user);
+		if (!machine.has_ymm && has_vex(here))
 			machine.has_ymm = take_ymm(&machine);
 		if (mmx_coming(here) && !all.mmx_written)
 			take_mmx(&machine);
-		isthmus_execute(&machine, here, available - at, &memory, &outcome);
+		if (mine->depth == 1)
+			isthmus_learn(site_of(mine, next), &machine, here,
+				      window->available - window->at, &memory, &outcome);
+		else
+			isthmus_execute(&machine, here, window->available - window->at, &memory,
+					&outcome);
 		if (outcome.kind != ISTHMUS_DONE)
 			break;
-		this_cpu_inc(counters->by_mnemonic[outcome.mnemonic & 0xffff]);
-		gpr |= outcome.gpr_written;
-		xmm |= outcome.xmm_written;
+		mine->by_mnemonic[!!(outcome.mnemonic & ISTHMUS_VEX_FORM)][outcome.mnemonic & 0xffff]++;
+		all.gpr_written |= outcome.gpr_written;
+		all.xmm_written |= outcome.xmm_written;
 		ymm |= outcome.ymm_written;
-		touched |= outcome.touched;
+		all.touched |= outcome.touched;
 		all.mmx_written |= outcome.mmx_written;
-		done++;
-		if (machine.rip != regs->ip + at + outcome.length)
-			break; /* it jumped */
-		at += outcome.length;
-		if (at + 8 > available || !batch || machine.rflags & X86_EFLAGS_TF ||
-		    touched & (ISTHMUS_USED_TSC | ISTHMUS_USED_RANDOM) || !promising(code + at))
+		window->at += outcome.length;
+		if (++done == MOST_IN_ONE_TRAP || !batch || machine.rflags & X86_EFLAGS_TF ||
+		    machine.rip != next + outcome.length || /* it jumped */
+		    all.touched & (ISTHMUS_USED_TSC | ISTHMUS_USED_RANDOM))
 			break;
-	} while (done < MOST_IN_ONE_TRAP);
+	} while (look_ahead(window, from_user, machine.rip));
 	if (!done && outcome.kind == ISTHMUS_FAULT) {
-		if (!asker.user || !leave_for_later(outcome.vector, outcome.error_code & X86_PF_WRITE,
-						    outcome.address, regs->ip))
-			goto decline;
+		if (!from_user || !leave_for_later(outcome.vector, outcome.error_code & X86_PF_WRITE,
+						   outcome.address, regs->ip))
+			return NOTIFY_DONE;
 		if (outcome.touched & ISTHMUS_WROTE_MXCSR)
 			asm volatile("ldmxcsr %0" : : "m"(machine.mxcsr));
-		this_cpu_inc(counters->faulted);
+		mine->faulted++;
 		return NOTIFY_STOP;
 	}
 	if (!done) {
 		if (outcome.kind == ISTHMUS_LACKS_STATE)
-			this_cpu_inc(counters->lacking);
-		goto decline;
+			mine->lacking++;
+		return NOTIFY_DONE;
 	}
-	give_general(&machine, gpr, regs);
-	all.touched = touched;
-	if (unlikely(touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX)))
+	give_general(&machine, all.gpr_written, regs);
+	if (unlikely(all.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX)))
 		give_mmx(&machine, &all);
-	give_xmm(&machine, xmm);
+	give_xmm(&machine, all.xmm_written);
 	give_ymm(&machine, ymm);
-	if (touched & ISTHMUS_WROTE_MXCSR)
-		asm volatile("ldmxcsr %0" : : "m"(machine.mxcsr));
-	regs->ip = machine.rip;
-	/* RF was set by the fault so that the instruction could be tried again; it has been done. */
-	regs->flags = machine.rflags & ~X86_EFLAGS_RF;
-	this_cpu_inc(counters->traps);
-	if (unlikely(machine.rflags & X86_EFLAGS_TF) && asker.user)
+	regs->flags = machine.rflags;
+	go_on(regs, &machine, all.touched);
+	if (unlikely(machine.rflags & X86_EFLAGS_TF) && from_user)
 		leave_for_later(X86_TRAP_DB, false, 0, regs->ip);
 	return NOTIFY_STOP;
-decline:
-	this_cpu_inc(counters->declined);
-	return NOTIFY_DONE;
+}
+
+static int on_die(struct notifier_block *block, unsigned long kind, void *data)
+{
+	const struct die_args *args = data;
+	struct pt_regs *regs = args->regs;
+	struct counters *mine;
+	struct window window;
+	bool from_user;
+	unsigned int mode;
+	int answer;
+
+	if (kind != DIE_TRAP || args->trapnr != X86_TRAP_UD)
+		return NOTIFY_DONE;
+	from_user = user_mode(regs);
+	mode = mode_of(regs);
+	if (!(from_user ? user : kernel) || !mode)
+		return NOTIFY_DONE;
+	mine = this_cpu_ptr(counters);
+	window.at = 0;
+	window.available = fetch(from_user, regs->ip, window.code);
+	if (unlikely(!window.available)) {
+		if (!from_user || !leave_for_later(X86_TRAP_PF, false, regs->ip, regs->ip))
+			return NOTIFY_DONE;
+		mine->paged++; /* the page went away since: fetch it, or SIGSEGV */
+		return NOTIFY_STOP;
+	}
+	if (unlikely(!from_user) && has_vex(window.code) && within_module(regs->ip, THIS_MODULE))
+		return NOTIFY_DONE; /* our own question whether this CPU has AVX */
+	if (++mine->depth == 1 && again(mine, &window, from_user, regs, mode)) {
+		mine->depth--;
+		return NOTIFY_STOP;
+	}
+	answer = at_length(mine, &window, from_user, regs, mode);
+	mine->depth--;
+	if (answer == NOTIFY_DONE)
+		mine->declined++;
+	return answer;
 }
 
 /* After kprobes (INT_MAX), before everybody else. */
@@ -505,11 +617,13 @@ static int counters_show(struct seq_file *file, void *unused)
 	LINE(paged);
 	LINE(lacking);
 #undef LINE
-	for (u32 i = 1; i < ISTHMUS_MNEMONICS; i++) {
+	for (u32 i = 0; i < 2 * ISTHMUS_MNEMONICS; i++) {
 		u64 sum = sum_of(offsetof(struct counters, by_mnemonic) + i * sizeof(u64));
+		u32 vex = i < ISTHMUS_MNEMONICS ? 0 : ISTHMUS_VEX_FORM;
 
 		if (sum)
-			seq_printf(file, "%s %llu\n", isthmus_mnemonic_name(i), sum);
+			seq_printf(file, "%s %llu\n",
+				   isthmus_mnemonic_name(i % ISTHMUS_MNEMONICS | vex), sum);
 	}
 	return 0;
 }
