@@ -74,6 +74,7 @@ class TranslatorStatus(Value, frozen=True):
     ``spurious``: stops without a #UD; ``us_per_instruction``: mean time from stop to resume in µs;
     ``lacking``: instructions that are known and could not be done, since no stub shows YMM's upper
     halves: the guest got its #UD;
+    ``refused``: by family, instructions that are known and that no translator does: the same;
     ``standing``: signal number of a stop that somebody else made and we do not answer, else 0.
     """
 
@@ -88,6 +89,7 @@ class TranslatorStatus(Value, frozen=True):
     spurious: int = 0
     standing: int = 0
     lacking: dict[str, int] = msgspec.field(default_factory=dict)
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class _Operand:
@@ -154,6 +156,7 @@ class Translator:
         self.translated: Counter[str] = Counter()
         self.passed = 0
         self.lacking: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.faulted = 0
         self.spurious = 0
         self.problem = ""
@@ -257,6 +260,7 @@ class Translator:
             translated=dict(self.translated),
             passed=self.passed,
             lacking=dict(self.lacking),
+            refused=dict(self.refused),
             us_per_instruction=self._spent_ns / 1000 / count if count else 0.0,
             problem=self.problem,
             faulted=self.faulted,
@@ -458,6 +462,8 @@ class Translator:
             else:
                 if kind is Kind.LACKS_STATE:
                     self.lacking[machine.mnemonic] += 1
+                elif kind is Kind.REFUSED:
+                    self.refused[machine.family] += 1
                 return None
         return None
 

@@ -12,7 +12,7 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
     };
     static bool (*const vex_groups[])(struct instruction *) = {
         execute_bits, execute_integer, execute_crypto, execute_sse4, execute_avx2, execute_xop,
-        execute_floats,
+        execute_floats, execute_lwp,
     };
     *outcome = (struct isthmus_outcome){.kind = ISTHMUS_NOT_OURS};
     struct instruction insn = {
@@ -31,6 +31,8 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
                 break;
             }
         }
+        if (!insn.ended && outcome->kind == ISTHMUS_NOT_OURS)
+            name_refused(&insn);
     }
     if (insn.ended)
         *outcome = (struct isthmus_outcome){
