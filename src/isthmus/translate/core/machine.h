@@ -40,7 +40,9 @@ struct isthmus_machine {
 enum isthmus_kind {
     ISTHMUS_DONE,       /* executed: registers and RIP are those after the instruction */
     ISTHMUS_NOT_OURS,   /* unknown, or truly undefined here: the #UD belongs to the guest */
-    ISTHMUS_FAULT,      /* the instruction raises another exception: nothing was changed */
+    ISTHMUS_FAULT,      /* the instruction raises another exception: nothing was changed, but MXCSR
+                         * if touched, and what a gather has done so far if xmm_written says so;
+                         * a caller that drops the latter has it gathered again */
     ISTHMUS_MORE_BYTES, /* the bytes given end inside the instruction: nothing was changed */
     ISTHMUS_LACKS_STATE, /* ours, but it needs registers that the caller does not lend */
     ISTHMUS_PENDING,    /* a callback had no answer yet: nothing was changed, execute again */
