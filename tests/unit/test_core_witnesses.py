@@ -58,6 +58,8 @@ def wrong(command: list[str | Path], codes: list[str], cases: int, mask: int) ->
     return [row for row in rows if not row.endswith(" 0")]
 
 
+PREFETCHES = ["0f0d06", "0f0d0e", "0f0d4e20"]
+
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="no qemu-user here")
 has_sse4a = " sse4a" in Path("/proc/cpuinfo").read_text()
 needs_sse4a = pytest.mark.skipif(not has_sse4a, reason="this CPU has no SSE4a")
@@ -84,3 +86,15 @@ def test_sse4a_in_qemu(harness: Path, cases: int) -> None:
 @several
 def test_3dnow_in_qemu(harness: Path, cases: int) -> None:
     assert wrong([str(QEMU), "-cpu", "max", harness], AMD_3DNOW, cases, -1) == []
+
+
+@needs_qemu
+def test_prefetches_in_qemu(harness: Path) -> None:
+    assert wrong([str(QEMU), "-cpu", "max", harness], PREFETCHES, 100, -1) == []
+
+
+@pytest.mark.skipif(
+    " 3dnowprefetch" not in Path("/proc/cpuinfo").read_text(), reason="this CPU has no PREFETCHW"
+)
+def test_prefetches_on_this_cpu(harness: Path) -> None:
+    assert wrong([harness], PREFETCHES, 100, -1) == []
