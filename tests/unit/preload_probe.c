@@ -118,6 +118,14 @@ static int own_handler(void) /* UD2 goes to the program, EXTRQ does not */
     return caught != 1 || sse4a() || old.sa_sigaction != skip;
 }
 
+static int refused(void) /* GETSEC is undefined in every process, and done by nobody */
+{
+    struct sigaction action = {.sa_sigaction = skip, .sa_flags = SA_SIGINFO};
+    sigaction(SIGILL, &action, NULL);
+    __asm__ volatile(".byte 0x0f, 0x37" ::: "rax", "rbx");
+    return caught != 1;
+}
+
 static int blocked(void)
 {
     sigset_t all;
@@ -164,6 +172,7 @@ int main(int argc, char **argv)
         int (*run)(void);
     } all[] = {{"sse4a", sse4a}, {"fma4", fma4}, {"xop", xop}, {"tbm", tbm}, {"3dnow", amd3dnow},
                {"run", run_of_eight}, {"threads", threads}, {"own-handler", own_handler},
+               {"refused", refused},
                {"blocked", blocked}, {"fork", forked}, {"little-stack", little_stack},
                {"page-fault", page_fault}};
     for (unsigned i = 0; argc > 1 && i < sizeof all / sizeof *all; i++)

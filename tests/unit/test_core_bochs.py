@@ -7,6 +7,7 @@ this Bochs lacks (TBM, VPSHA) is compared with the manual's formulas, written he
 import importlib.util
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -98,11 +99,24 @@ TBM = {
     wide=st.booleans(),
 )
 def test_tbm_by_the_manuals_formulas(form: tuple[int, int], value: int, wide: bool) -> None:
+    check_tbm(Machine(), form, value, wide)
+
+
+@pytest.mark.slow
+def test_tbm_by_the_manuals_formulas_a_hundred_thousand_times() -> None:
+    rng = random.Random(7)
+    machine = Machine()
+    for case in range(120_000):
+        form = rng.choice(sorted(TBM))
+        value = rng.getrandbits(64) if case & 1 else ~(-1 << rng.randrange(65)) << rng.randrange(64)
+        check_tbm(machine, form, value & (1 << 64) - 1, rng.random() < 0.5)
+
+
+def check_tbm(machine: Machine, form: tuple[int, int], value: int, wide: bool) -> None:
     opcode, extension = form
     name, formula, carry = TBM[form]
     mask = (1 << 64) - 1 if wide else (1 << 32) - 1
-    machine = Machine()
-    machine.state.mode = 64
+    machine.state.mode, machine.state.rflags = 64, 0x8D7
     machine.state.gpr[1] = value
     # The result goes to vvvv, here RAX (inverted: 1111); the operand is RCX.
     code = bytes([0x8F, 0xE9, 0x78 | wide << 7, opcode, 0xC1 | extension << 3])
@@ -114,6 +128,7 @@ def test_tbm_by_the_manuals_formulas(form: tuple[int, int], value: int, wide: bo
     assert bool(flags & 1) == carry(value & mask, mask)
     assert bool(flags & 0x40) == (result == 0)
     assert bool(flags & 0x80) == bool(result >> (63 if wide else 31))
+    assert not flags & 0x800
 
 
 @given(

@@ -62,6 +62,12 @@ def test_a_run_of_missing_instructions_is_done_in_one_trap(probe: Path, tmp_path
     assert report.read_text() == "traps 1\nEXTRQ 8\n"
 
 
+def test_what_nobody_translates_is_told_by_name(probe: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    assert ran("--report", report, "--", probe, "refused").stdout == "ok\n"
+    assert report.read_text() == "traps 0\nrefused smx 1\n"
+
+
 def test_what_cannot_take_the_library_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "a.c"
     source.write_text("int main(void) { return 0; }\n")

@@ -26,6 +26,9 @@ def declarations() -> str:
     names = re.findall(r"ISTHMUS_M\((\w+)\)", (_CORE / "mnemonics.inc").read_text("utf-8"))
     listed = "\n".join(f"ISTHMUS_{name}," for name in names)
     text = text.replace('#include "mnemonics.inc"', listed)
+    families = re.findall(r"ISTHMUS_R\((\w+)\)", (_CORE / "refused.inc").read_text("utf-8"))
+    listed = "\n".join(f"ISTHMUS_REFUSED_{name}," for name in families)
+    text = text.replace('#include "refused.inc"', listed)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 

@@ -20,6 +20,7 @@ class Kind(enum.IntEnum):
     MORE_BYTES = lib.ISTHMUS_MORE_BYTES
     LACKS_STATE = lib.ISTHMUS_LACKS_STATE
     PENDING = lib.ISTHMUS_PENDING
+    REFUSED = lib.ISTHMUS_REFUSED
 
 
 class PageFaultError(Exception):
@@ -72,10 +73,25 @@ class Machine:
         """The mnemonic of the last outcome in upper case, "" if it was not ours."""
         return mnemonic(self.outcome.mnemonic)
 
+    @property
+    def family(self) -> str:
+        """The family of the last outcome if it was REFUSED, else ""."""
+        return family(self.outcome.refused)
+
 
 def mnemonic(number: int) -> str:
     """The name of ``enum isthmus_mnemonic``."""
     return str(ffi.string(lib.isthmus_mnemonic_name(number)).decode("ascii"))
+
+
+def family(number: int) -> str:
+    """The name of ``enum isthmus_family``: instructions that are known and done by nobody."""
+    return str(ffi.string(lib.isthmus_refused_name(number)).decode("ascii"))
+
+
+def families() -> frozenset[str]:
+    """All families that the core refuses by name."""
+    return frozenset(family(number) for number in range(1, lib.ISTHMUS_FAMILIES))
 
 
 def mnemonics() -> frozenset[str]:

@@ -18,8 +18,10 @@ was compared with. Generated from `src/isthmus/translate/data/instructions.json`
 *Outside*: whether the placement outside the guest covers the whole feature; "without AVX" means for
 guests that were not shown AVX, since QEMU's debug stub shows no upper halves of YMM registers and
 the VEX encodings clear them. *Silent* instructions run as others where they are missing and never
-fault, so nothing can translate them: levelling or a refusal is the only cure. AVX-512 and AMX need
-state that their absence takes away; they are refused beforehand.
+fault, so nothing can translate them: levelling or a refusal by the rule that is named is the only
+cure. *Harmless* ones run as a NOP there, or as something that does no less. *Refused* ones no
+placement can do, for the reason given: preflight refuses, a late hit gives the guest its #UD and is
+counted by the name of its family (`refused` in the translator's status).
 
 """
 
@@ -30,11 +32,15 @@ def _outside(feature: str) -> str:
     return "without AVX" if feature in translatable(avx=False) else "no"
 
 
+def _why(row: Instruction) -> str:
+    return row.oracle or row.reason or (f"rule `{row.rule}`" if row.rule else "")
+
+
 def _section(feature: str, rows: list[Instruction]) -> str:
     lines = [
         f"## {feature}\n",
         f"Outside: {_outside(feature)}.\n",
-        "| instruction | encodings | status | compared with | source |",
+        "| instruction | encodings | status | compared with, or why not | source |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
@@ -42,7 +48,7 @@ def _section(feature: str, rows: list[Instruction]) -> str:
         encoding = row.encoding.replace("|", "\\|")
         lines.append(
             f"| {row.mnemonic}{' (YMM)' if row.ymm else ''} | `{encoding}` | {status} | "
-            f"{row.oracle} | {row.source} |"
+            f"{_why(row)} | {row.source} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -41,7 +41,7 @@ static int (*real_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *)
 static struct sigaction theirs = {.sa_handler = SIG_DFL};
 static unsigned ymm_offset;
 static char report[4096]; /* where counts go at the end, or "" */
-static _Atomic uint64_t counts[ISTHMUS_MNEMONICS];
+static _Atomic uint64_t counts[ISTHMUS_MNEMONICS], refusals[ISTHMUS_FAMILIES];
 static _Atomic uint64_t traps;
 
 /* The kernel's layout of the frame (arch/x86/include/uapi/asm/sigcontext.h). */
@@ -237,6 +237,8 @@ static void on_sigill(int number, siginfo_t *information, void *data)
         give_state(&machine, &all, context);
         raise_fault(&outcome);
     } else {
+        if (outcome.kind == ISTHMUS_REFUSED)
+            atomic_fetch_add_explicit(&refusals[outcome.refused], 1, memory_order_relaxed);
         decline_to_program(number, information, data);
     }
 }
@@ -354,27 +356,37 @@ static void put_number(char *line, size_t *at, uint64_t value)
         line[(*at)++] = digits[--count];
 }
 
-/* At the end of the process: "traps N", then "MNEMONIC N" for each, appended whole. */
+static bool tell_line(int file, const char *before, const char *name, uint64_t count)
+{
+    char line[256];
+    size_t at = 0;
+    put(line, &at, before);
+    put(line, &at, name);
+    put(line, &at, " ");
+    put_number(line, &at, count);
+    put(line, &at, "\n");
+    return write(file, line, at) >= 0;
+}
+
+/* At the end of the process: "traps N", then "MNEMONIC N" for each, then "refused FAMILY N" for what
+ * is known and done by nobody, appended whole. */
 __attribute__((destructor)) static void tell(void)
 {
-    if (!report[0] || !atomic_load(&traps))
+    uint64_t count, refused = 0;
+    for (uint32_t i = 0; i < ISTHMUS_FAMILIES; i++)
+        refused += atomic_load(&refusals[i]);
+    if (!report[0] || (!atomic_load(&traps) && !refused))
         return;
     int file = (int)syscall(SYS_open, report, 02001 | 0100, 0600); /* append, write, create */
     if (file < 0)
         return;
-    for (uint32_t i = 0; i < ISTHMUS_MNEMONICS; i++) {
-        uint64_t count = i ? atomic_load(&counts[i]) : atomic_load(&traps);
-        char line[256];
-        size_t at = 0;
-        if (!count)
-            continue;
-        put(line, &at, i ? isthmus_mnemonic_name(i) : "traps");
-        put(line, &at, " ");
-        put_number(line, &at, count);
-        put(line, &at, "\n");
-        if (write(file, line, at) < 0)
-            break;
-    }
+    bool told = tell_line(file, "", "traps", atomic_load(&traps));
+    for (uint32_t i = 1; told && i < ISTHMUS_MNEMONICS; i++)
+        if ((count = atomic_load(&counts[i])))
+            told = tell_line(file, "", isthmus_mnemonic_name(i), count);
+    for (uint32_t i = 1; told && i < ISTHMUS_FAMILIES; i++)
+        if ((count = atomic_load(&refusals[i])))
+            told = tell_line(file, "refused ", isthmus_refused_name(i), count);
     close(file);
 }
 

@@ -13,6 +13,8 @@ class Status(enum.StrEnum):
     TRANSLATED = "translated"
     MISSING = "missing"  # so the feature as a whole is not covered
     SILENT = "silent"  # it never faults where it is missing, so nothing can translate it
+    HARMLESS = "harmless"  # where it is missing it runs as a NOP, or does no less
+    REFUSED = "refused"  # known by name, and done by nobody: the guest gets its #UD
 
 
 class Placement(enum.StrEnum):
@@ -27,7 +29,10 @@ class Instruction(Value, frozen=True, forbid_unknown_fields=True):
     """One instruction: its encodings, the feature it belongs to (canonical name), its source.
 
     ``ymm``: these encodings write the upper halves of YMM registers, so they need a placement that
-    reaches them, and a guest that has AVX.  ``oracle`` is what the core was compared with.
+    reaches them, and a guest that has AVX.  ``state``: the feature has state of its own that the
+    destination drops, so executing the instruction does not cover the feature.  ``oracle`` is what
+    the core was compared with.  ``reason``: why it is refused, or harmless.  ``rule``: of a silent
+    one, the rule of the catalogue of divergences that protects from it.
     """
 
     mnemonic: str
@@ -36,7 +41,10 @@ class Instruction(Value, frozen=True, forbid_unknown_fields=True):
     status: Status
     source: str
     ymm: bool = False
+    state: bool = False
     oracle: str = ""
+    reason: str = ""
+    rule: str = ""
 
 
 class _Table(Value, frozen=True):
@@ -70,6 +78,7 @@ def translatable(placement: Placement = Placement.OUTSIDE, *, avx: bool = True) 
     for row in instructions():
         if row.ymm and not avx and row.feature not in _OF_AVX:
             continue
-        whole = row.status is Status.TRANSLATED and (reaches_ymm or not row.ymm)
+        done = row.status is Status.TRANSLATED and not row.state
+        whole = done and (reaches_ymm or not row.ymm)
         by_feature[row.feature] = by_feature.get(row.feature, True) and whole
     return frozenset(feature for feature, whole in by_feature.items() if whole)

@@ -11,7 +11,7 @@ static void execute(struct instruction *insn, size_t available)
     };
     static bool (*const vex_groups[])(struct instruction *) = {
         execute_bits, execute_integer, execute_crypto, execute_sse4, execute_avx2, execute_xop,
-        execute_floats,
+        execute_floats, execute_lwp,
     };
     if (decode_opcode(insn)) {
         if (insn->lock && !(insn->map == MAP_0F && insn->opcode == 0xc7))
@@ -25,6 +25,8 @@ static void execute(struct instruction *insn, size_t available)
                 break;
             }
         }
+        if (!insn.ended && outcome->kind == ISTHMUS_NOT_OURS)
+            name_refused(&insn);
     }
     if (insn->ended)
         *insn->outcome = (struct isthmus_outcome){

@@ -137,5 +137,9 @@ bool execute_bits(struct instruction *insn);
 bool execute_xop(struct instruction *insn);
 bool execute_floats(struct instruction *insn);
 bool execute_system(struct instruction *insn);
+bool execute_lwp(struct instruction *insn);
+
+/* refused.c: for an opcode that no group took; the outcome says so if its name is known */
+void name_refused(struct instruction *insn);
 
 #endif

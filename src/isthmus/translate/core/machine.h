@@ -40,10 +40,13 @@ struct isthmus_machine {
 enum isthmus_kind {
     ISTHMUS_DONE,       /* executed: registers and RIP are those after the instruction */
     ISTHMUS_NOT_OURS,   /* unknown, or truly undefined here: the #UD belongs to the guest */
-    ISTHMUS_FAULT,      /* the instruction raises another exception: nothing was changed */
+    ISTHMUS_FAULT,      /* the instruction raises another exception: nothing was changed, but MXCSR
+                         * if touched, and what a gather has done so far if xmm_written says so;
+                         * a caller that drops the latter has it gathered again */
     ISTHMUS_MORE_BYTES, /* the bytes given end inside the instruction: nothing was changed */
     ISTHMUS_LACKS_STATE, /* ours, but it needs registers that the caller does not lend */
-    ISTHMUS_PENDING     /* a callback had no answer yet: nothing was changed, execute again */
+    ISTHMUS_PENDING,    /* a callback had no answer yet: nothing was changed, execute again */
+    ISTHMUS_REFUSED     /* known by name and done by nobody, see `refused`: the #UD is the guest's */
 };
 
 /* What the execution leant on or changed beyond general registers. */
@@ -70,6 +73,7 @@ struct isthmus_outcome {
     uint32_t error_code;
     uint32_t ymm_written;  /* bit n: ymm_high[n] was written */
     uint64_t address;      /* of a page fault: the linear address for CR2 */
+    uint32_t refused;      /* one of enum isthmus_family */
 };
 
 enum isthmus_access { ISTHMUS_READ, ISTHMUS_WRITE };
@@ -97,11 +101,23 @@ enum isthmus_mnemonic {
     ISTHMUS_MNEMONICS
 };
 
+/* Families of instructions that are recognised only to tell the operator of them. */
+enum isthmus_family {
+    ISTHMUS_REFUSED_NONE,
+#define ISTHMUS_R(name) ISTHMUS_REFUSED_##name,
+#include "refused.inc"
+#undef ISTHMUS_R
+    ISTHMUS_FAMILIES
+};
+
 /* Execute the one instruction whose first `available` bytes (at most 15 count) are `code`. */
 void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_t available,
                      const struct isthmus_memory *memory, struct isthmus_outcome *outcome);
 
 /* The mnemonic in upper case; "" for numbers that name none. */
 const char *isthmus_mnemonic_name(uint32_t mnemonic);
+
+/* A family in lower case; "" for numbers that name none. */
+const char *isthmus_refused_name(uint32_t family);
 
 #endif

@@ -207,6 +207,19 @@ static bool execute_waitpkg(struct instruction *insn) /* 0F AE /6, register */
     return true;
 }
 
+static bool execute_ptwrite(struct instruction *insn) /* F3 0F AE /4: no trace takes the value */
+{
+    if (insn->map != MAP_0F || insn->opcode != 0xae || insn->prefix != PF3)
+        return false;
+    uint64_t value;
+    if (!decode_operands(insn) || (insn->reg & 7) != 4 || insn->operand_size)
+        return false; /* others of this opcode follow */
+    name_it(insn, ISTHMUS_PTWRITE);
+    if (load_integer(insn, insn->rex & 8 ? 64 : 32, &value))
+        finish(insn, ISTHMUS_PTWRITE);
+    return true;
+}
+
 static bool execute_tsx(struct instruction *insn) /* C7 F8 rel (XBEGIN), C6 F8 ib (XABORT) */
 {
     if (insn->map != MAP_ONE_BYTE || (insn->opcode != 0xc7 && insn->opcode != 0xc6))
@@ -242,7 +255,8 @@ bool execute_system(struct instruction *insn)
 {
     /* Each takes bytes only once it knows that the opcode is its own, or on a copy. */
     static bool (*const members[])(struct instruction *) = {
-        execute_group9, execute_direct_store, execute_group7, execute_waitpkg, execute_tsx,
+        execute_group9, execute_direct_store, execute_group7, execute_ptwrite, execute_waitpkg,
+        execute_tsx,
     };
     for (size_t i = 0; i < sizeof members / sizeof *members; i++) {
         struct instruction attempt = *insn;
