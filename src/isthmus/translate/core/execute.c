@@ -24,12 +24,19 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
             return; /* but for CMPXCHG16B nothing here can be locked: a true #UD */
         size_t count = insn.vex ? sizeof vex_groups / sizeof *vex_groups
                                 : sizeof groups / sizeof *groups;
+        bool taken = false;
         for (size_t i = 0; i < count; i++) {
             struct instruction attempt = insn; /* a group that declines leaves no trace */
             if ((insn.vex ? vex_groups : groups)[i](&attempt)) {
                 insn.ended = attempt.ended;
+                taken = true;
                 break;
             }
+        }
+        if (!taken && machine->ordinary) {
+            struct instruction attempt = insn;
+            if (execute_ordinary(&attempt))
+                insn.ended = attempt.ended;
         }
     }
     if (insn.ended)

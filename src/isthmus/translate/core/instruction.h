@@ -92,4 +92,7 @@ bool execute_xop(struct instruction *insn);
 bool execute_floats(struct instruction *insn);
 bool execute_system(struct instruction *insn);
 
+/* simple.c: not a group of missing instructions, see there. */
+bool execute_ordinary(struct instruction *insn);
+
 #endif
