@@ -11,6 +11,7 @@ from isthmus.translate.vectors import Vcpu, Vectors
 
 FRAME_BYTES = 40
 LONGEST = 15
+WINDOW = 96  # bytes of code read at once: a run of instructions
 FRAMES, SITES = 2, 3  # guesses; each costs some 10 µs of the stub, a miss costs a round trip
 
 
@@ -119,8 +120,8 @@ def read_registers(answer: bytes) -> Registers:
 
 
 def _code_request(rip: int) -> bytes:
-    """Read an instruction, no farther than its page: the next one may not be mapped."""
-    return b"m%x,%x" % (rip, min(LONGEST, PAGE - rip % PAGE))
+    """Read instructions, no farther than their page: the next one may not be mapped."""
+    return b"m%x,%x" % (rip, min(WINDOW, PAGE - rip % PAGE))
 
 
 def _frame_request(rsp: int) -> bytes:
