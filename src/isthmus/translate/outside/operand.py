@@ -4,8 +4,9 @@ from isthmus.translate.machine import PageFaultError, UnansweredError
 from isthmus.translate.outside.trap import Trap
 from isthmus.translate.paging import PAGE, Reached, Refused, Space, walk
 from isthmus.translate.ram import Ram, find_ram
-from isthmus.translate.rsp import Stub, write_memory
-from isthmus.translate.vectors import read_physical
+from isthmus.translate.rsp import Stub, unhex, write_memory
+from isthmus.translate.vectors import quadword, read_physical
+from isthmus.values import Value
 
 _WALKS = 4096
 _ALL_ONES = (1 << 64) - 1
@@ -66,12 +67,20 @@ class Operand:
             raise self.refused
 
 
+class _Walk(Value, frozen=True):
+    """Where a walk went: the entries' addresses, the page, and whether it may be written as RAM."""
+
+    places: tuple[int, ...]
+    frame: int
+    write: bool
+
+
 class Pages:
     """Walks to operands, remembering where the page tables' entries lay."""
 
     def __init__(self, stub: Stub) -> None:
         self._stub = stub
-        self._walks: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._walks: dict[tuple[int, int], _Walk] = {}
         self._ram: Ram | None = None
 
     def forget(self) -> None:
@@ -90,6 +99,13 @@ class Pages:
         pages = [address]
         if address // PAGE != (address + size - 1) // PAGE:
             pages.append((address + size - 1) & -PAGE & _ALL_ONES)
+        data = await self._at_once(trap.space, pages, size, write=write)
+        if data is not None:
+            if write:
+                operand.writable.add((address, size))
+            else:
+                operand.known[address] = data
+            return True
         fresh: list[tuple[int, int]] = []
         for page in pages:
             result = await self.reach(trap.space, page, write=write)
@@ -111,18 +127,8 @@ class Pages:
         return True
 
     async def reach(self, space: Space, address: int, *, write: bool) -> Reached | Refused | None:
-        """Walk; None if that leads out of the guest's RAM.
-
-        A page walked before is walked again in one round trip, with all entries read.
-        """
+        """Walk, one round trip a level; None if that leads out of the guest's RAM."""
         key = (space.cr3, address // PAGE)
-        if places := self._walks.get(key):
-            entries = dict(zip(places, await read_physical(self._stub, list(places)), strict=True))
-            result = _replay(space, address, entries, write=write)
-            if isinstance(result, Refused):
-                return result
-            if result is not None and await self._is_ram(result.physical, write=write):
-                return result
         steps = walk(space, address, write=write)
         try:
             place = next(steps)
@@ -135,9 +141,51 @@ class Pages:
                 return found
             if len(self._walks) >= _WALKS:
                 self._walks.clear()
-            self._walks[key] = tuple(place for place, _ in found.path)
-            return found if await self._is_ram(found.physical, write=write) else None
+            if not await self._is_ram(found.physical, write=write):
+                return None
+            places = tuple(place for place, _ in found.path)
+            self._walks[key] = _Walk(places=places, frame=found.physical & -PAGE, write=write)
+            return found
         return None
+
+    async def _at_once(
+        self, space: Space, pages: list[int], size: int, *, write: bool
+    ) -> bytes | None:
+        """The operand, if all its pages have been walked to before and the way is still the same.
+
+        One round trip: the entries and the memory where they led last time are read together.  An
+        operand that is to be written is not read, and gives no bytes.
+        """
+        walks = [self._walks.get((space.cr3, page // PAGE)) for page in pages]
+        known = [one for one in walks if one is not None and (one.write or not write)]
+        if len(known) < len(pages):
+            return None
+        requests = [b"m%x,8" % place for one in known for place in one.places]
+        entries = len(requests)
+        left = size
+        for page, one in zip(pages, known, strict=True):
+            part = min(left, PAGE - page % PAGE)
+            left -= part
+            if not write:
+                requests.append(b"m%x,%x" % (one.frame + page % PAGE, part))
+        answers = (await self._stub.ask(b"Qqemu.PhyMemMode:1", *requests, b"Qqemu.PhyMemMode:0"))[
+            1:-1
+        ]
+        values = dict(
+            zip(
+                (place for one in known for place in one.places),
+                (quadword(answer) for answer in answers[:entries]),
+                strict=True,
+            )
+        )
+        for page, one in zip(pages, known, strict=True):
+            result = _replay(space, page, values, write=write)
+            if not isinstance(result, Reached) or result.fresh:
+                return None
+            if result.physical & -PAGE != one.frame:
+                return None
+        data = b"".join(unhex(answer) for answer in answers[entries:] if answer[:1] != b"E")
+        return data if write or len(data) == size else None
 
     async def _is_ram(self, physical: int, *, write: bool) -> bool:
         """Whether that is memory of the guest.  Its map is read when it is first needed."""

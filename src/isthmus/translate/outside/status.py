@@ -83,6 +83,7 @@ class Tally:
         self.sites = Busiest()
         self.processes = Busiest()
         self._spent_ns = 0
+        self._counted = 0
         self._begun = time.monotonic()
         self._recent: deque[tuple[int, list[int]]] = deque(maxlen=RECENT_S + 1)
 
@@ -92,12 +93,15 @@ class Tally:
             self.translated[mnemonic] += 1
         self.sites.add(site, len(mnemonics))
         self.processes.add(process, len(mnemonics))
-        self._bucket()[0] += len(mnemonics)
+        self._counted += len(mnemonics)
 
     def spent(self, nanoseconds: int) -> None:
         """A trap that translated took so long."""
         self._spent_ns += nanoseconds
-        self._bucket()[1] += nanoseconds
+        bucket = self._bucket()
+        bucket[0] += self._counted
+        bucket[1] += nanoseconds
+        self._counted = 0
 
     @property
     def us_per_instruction(self) -> float:

@@ -6,6 +6,7 @@ as far as it is missing too or ordinary (moves and sums between registers, jumps
 """
 
 import os
+import struct
 
 from isthmus.translate._core import ffi, lib
 from isthmus.translate.machine import Kind, Machine
@@ -28,8 +29,10 @@ from isthmus.translate.vectors import Island, Vectors, read_gate
 _ATTEMPTS = 8  # an instruction may ask for bytes, for an operand twice, and then be done
 _STEPS, _MOST = 64, 32  # instructions in one stop, and how many of them of ours
 _FETCHES = 4  # operands that a run may ask for behind its first instruction
+_ENDS = 4096  # remembered
 _TF, _RF = 1 << 8, 1 << 16
 _ERROR_FETCH = 16  # Intel SDM vol. 3A, 4.7: I/D
+_RETURN = struct.Struct("<4Q")  # RIP CS RFLAGS RSP
 _ALL_ONES = (1 << 64) - 1
 
 
@@ -40,8 +43,15 @@ class Work:
         self._stub = stub
         self._tally = tally
         self._machine = Machine()
+        self._machine.state.random_valid = 1
+        self._draw()
+        self._ends: set[tuple[int, bytes]] = set()
         self._segments = Segments(stub)
         self._pages = Pages(stub)
+
+    def _draw(self) -> None:
+        """Fresh entropy, since what was there has been given away."""
+        self._machine.state.random = int.from_bytes(os.urandom(8), "little")
 
     def forget(self) -> None:
         """The guest is another one."""
@@ -60,7 +70,6 @@ class Work:
         trap.registers.load(state)
         state.rip, state.rflags, state.gpr[4] = trap.rip, trap.flags, trap.rsp
         state.cpl, state.mode, state.ordinary = trap.cpl, mode, 0
-        state.random, state.random_valid = int.from_bytes(os.urandom(8), "little"), 1
         state.tsc, state.tsc_aux = 0, trap.tables.tsc_aux if trap.tables else trap.vcpu
         if mode != 64:
             await self._segments.bases(trap, state)
@@ -81,6 +90,8 @@ class Work:
         run = Run(self._machine)
         if not trap.flags & _TF:
             await self._go_on(trap, operand, run)
+        if run.touched & lib.ISTHMUS_USED_RANDOM:
+            self._draw()
         self._tally.done(run.mnemonics, trap.rip, trap.registers.control(3))
         return await self._complete(trap, operand, run, vectors, thread)
 
@@ -119,13 +130,16 @@ class Work:
                 return
             if operand.touched(trap.rip, trap.rip + len(trap.code)):
                 return  # the bytes at hand may be old
-            if run.touched & lib.ISTHMUS_USED_RANDOM:
-                state.random = int.from_bytes(os.urandom(8), "little")
+            code = trap.code[at : at + LONGEST]
+            if (state.mode, code) in self._ends:
+                return
+            if machine.outcome.touched & lib.ISTHMUS_USED_RANDOM:
+                self._draw()
             saved = bytes(ffi.buffer(state))
             operand.begin()
             while True:
                 operand.again()
-                kind = machine.execute(trap.code[at : at + LONGEST], operand)
+                kind = machine.execute(code, operand)
                 if kind is not Kind.PENDING or operand.wanted is None or fetches >= _FETCHES:
                     break
                 fetches += 1
@@ -134,7 +148,15 @@ class Work:
             if kind is not Kind.DONE or not run.add(machine):
                 operand.again()
                 ffi.memmove(state, saved, len(saved))
+                if kind is Kind.NOT_OURS:
+                    self._remember_end(state.mode, code)
                 return
+
+    def _remember_end(self, mode: int, code: bytes) -> None:
+        """These bytes end a run: the next time they need not be looked at."""
+        if len(self._ends) >= _ENDS:
+            self._ends.clear()
+        self._ends.add((mode, code))
 
     async def _fetch_error(self, trap: Trap) -> tuple[int, int] | None:
         """Error code and address of the page fault that fetching the instruction raises.
@@ -154,10 +176,7 @@ class Work:
         requests = changes(state, run, self._stub.numbers, clock=piece == "rdtsc")
         requests += [write_memory(*stored) for stored in operand.stored]
         # RF was set by the fault so that the instruction could be tried again; it has been done.
-        frame = b"".join(
-            value.to_bytes(8, "little")
-            for value in (state.rip, trap.cs, state.rflags & ~_RF, state.gpr[4])
-        )
+        frame = _RETURN.pack(state.rip, trap.cs, state.rflags & ~_RF, state.gpr[4])
         unmoved = state.gpr[4] == trap.rsp
         requests.append(write_memory(trap.registers.rsp, frame[:24] if unmoved else frame))
         resume_at = vectors.iretq
