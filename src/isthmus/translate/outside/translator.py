@@ -306,6 +306,9 @@ class Translator:
             self.tally.spurious += 1
             self.stub.go()
             return None
+        if self._reader.thread != stop.thread:  # the look has selected another vCPU
+            await self.stub.ask(b"Hg" + full(stop.thread))
+            self._reader.thread = stop.thread
         self.tally.traps += 1
         requests = await self._work.do(trap, self._known(), stop.thread) if believable else None
         if requests is None:
