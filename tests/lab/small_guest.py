@@ -77,6 +77,7 @@ class SmallGuest:
         else:
             wanted = tally.traps + until_traps
             await until(lambda: tally.traps >= wanted)
+            await asyncio.sleep(0.1)  # a handler of the guest ends what the last one began
         await self.translator.hold()
         assert not self.translator.problem
 
