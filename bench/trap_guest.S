@@ -1,5 +1,6 @@
-# A guest for measuring traps: 64-bit mode, an IDT whose #UD gate leads to a handler, and three loops
-# chosen by RBX (0: nothing, 1: EXTRQ, 2: RDTSCP, 3: UD2), which the bench sets through the debug stub.
+# A guest for measuring traps: 64-bit mode, an IDT whose #UD gate leads to a handler, and loops
+# chosen by RBX (0: nothing, 1: EXTRQ, 2: RDTSCP, 3: UD2, 4: eight missing instructions with ordinary
+# ones between them, 5: a POPCNT from memory), which the bench sets through the debug stub.
 # Mode switching: Intel SDM vol. 3A, 9.9.
 	.code16
 start:
@@ -61,15 +62,42 @@ loop:
 	je 2f
 	cmpl $3, %ebx
 	je 3f
+	cmpl $4, %ebx
+	je 5f
+	cmpl $5, %ebx
+	je 6f
 	.globl site
 site:
 	nop
 	jmp loop
+# Each loop reads memory, which ends a run of instructions done in one trap.
 1:	extrq $8, $16, %xmm0
+	movl 0x7000, %edi
 	jmp loop
 2:	rdtscp
 	jmp loop
 3:	ud2
+5:	extrq $8, $16, %xmm0
+	movl %eax, %ecx
+	extrq $8, $8, %xmm1
+	popcntl %ecx, %edx
+	leaq 8(%rdx), %rsi
+	popcntq %rsi, %rsi
+	xorl %edx, %edx
+	extrq $8, $16, %xmm2
+	addl $3, %ecx
+	popcntl %ecx, %ecx
+	jmp 7f
+	nop
+7:	movdqa %xmm2, %xmm3
+	extrq $8, $8, %xmm3
+	cmpl %ecx, %edx
+	popcntl %ecx, %ecx
+	movl 0x7000, %edi
+	jmp loop
+6:	popcntl 0x7000, %ecx
+	movl 0x7000, %edi
+	jmp loop
 handler:
 	nop
 4:	jmp 4b

@@ -52,7 +52,7 @@ async def probe(initrd, directory, cpu, *, vcpus, words=""):
         memory_mib=192,
         kernel=build_image(cache=cache_folder()).kernel,
         initrd=initrd,
-        command_line=f"console=ttyS0 quiet panic=-1 tsc=reliable clocksource=tsc {words}",
+        command_line=f"console=ttyS0 loglevel=0 panic=-1 tsc=reliable clocksource=tsc {words}",
     )
     process = await start(spec, directory, lives_with_parent=True)
     try:

@@ -2,8 +2,9 @@
  *
  * Reads lines "HEX CASES FLAGS GATHER" from the standard input: the instruction's bytes, how many
  * random states to try, which arithmetic flags are defined after it (hexadecimal), and the number
- * of the mask register of a gather or -1 (-2: XMM0's upper quadword is undefined after it).  Memory
- * operands must be based on RSI alone.  Prints "HEX TRIED WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
+ * of the mask register of a gather or -1 (-2: XMM0's upper quadword is undefined after it).  With the
+ * argument "ordinary" the core is asked for what every CPU has, too.  Memory operands must be based on
+ * RSI alone.  Prints "HEX TRIED WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
 #include <immintrin.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -52,6 +53,7 @@ __asm__(".globl run_native\nrun_native:\n"
 enum { UPPER_UNDEFINED = -2 };
 
 static sigjmp_buf escape;
+static bool between; /* whether ordinary instructions are asked for as well */
 
 static void on_sigill(int number)
 {
@@ -160,7 +162,7 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     static uint8_t memory[512] __attribute__((aligned(64))), original[512], after[512];
     static struct native native __attribute__((aligned(64)));
     struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40200,
-                                      .has_ymm = 1};
+                                      .has_ymm = 1, .ordinary = between};
     fill(&native, sizeof native);
     if (dice() & 1)
         fill_with_floats(&native);
@@ -204,8 +206,9 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     return same(&native, &machine, flags) && !memcmp(after, memory, sizeof memory);
 }
 
-int main(void)
+int main(int count, char **words)
 {
+    between = count > 1 && !strcmp(words[1], "ordinary");
     uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char hex[40];

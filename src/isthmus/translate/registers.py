@@ -5,6 +5,7 @@ Layout: QEMU gdb-xml/i386-64bit.xml; 608 bytes.  The stub numbers x87 registers 
 """
 
 import struct
+from operator import itemgetter
 from typing import Any
 
 from isthmus.translate._core import ffi, lib
@@ -17,13 +18,15 @@ _ORDER = (0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15)
 _NUMBER = {encoding: number for number, encoding in enumerate(_ORDER)}
 _ENCODED_RSP = 4
 _BASES, _CR0, _CR3, _CR4 = 164, 188, 204, 212
-_X87, _X87_SIZE = 236, 10
+_X87 = 236
 _XMM = 348
 _MXCSR = 604
 RSP, RIP = 7, 16  # register numbers of the stub
 _QUAD = struct.Struct("<Q")
 _GENERAL = struct.Struct("<17Q")
 _FS_GS = struct.Struct("<2Q")
+_SIGNIFICANDS = struct.Struct("<" + "8s2x" * 8)  # of 80-bit registers
+_ENCODED = itemgetter(*(_NUMBER[encoding] for encoding in range(16)))
 
 
 class Registers:
@@ -51,15 +54,14 @@ class Registers:
     def load(self, state: Any) -> None:
         """Fill ``struct isthmus_machine`` but for RIP, RFLAGS, RSP, mode and CPL, see the frame."""
         general = self.general
-        state.gpr = [general[_NUMBER[encoding]] for encoding in range(16)]
+        state.gpr = _ENCODED(general)
         state.segment_base[4], state.segment_base[5] = _FS_GS.unpack_from(self.data, _BASES)
         state.cr0, state.cr4 = self.control(0), self.control(4)
         ffi.memmove(state.xmm, self.data[_XMM : _XMM + 256], 256)
         state.mxcsr = int.from_bytes(self.data[_MXCSR : _MXCSR + 4], "little")
         state.has_ymm = 0  # no stub shows the upper halves
-        for index in range(8):
-            place = _X87 + _X87_SIZE * index
-            ffi.memmove(state.mmx[index], self.data[place : place + 8], 8)
+        significands = b"".join(_SIGNIFICANDS.unpack_from(self.data, _X87))
+        ffi.memmove(state.mmx, significands, 64)
 
 
 def changes(state: Any, outcome: Any, numbers: dict[str, int], *, clock: bool) -> list[bytes]:

@@ -100,12 +100,13 @@ class NoEntryError(HypervisorError):
 
 
 class Vcpu(Value, frozen=True):
-    """Tables of one vCPU: linear addresses of IDT and GDT, and what TSC_AUX holds."""
+    """Tables of one vCPU: linear addresses of IDT and GDT, what TSC_AUX holds, and gate 6."""
 
     number: int
     idt: int
     gdt: int
     tsc_aux: int
+    gate: bytes
 
 
 class Vectors(Value, frozen=True):
@@ -136,31 +137,26 @@ async def find_vectors(stub: Stub) -> Vectors:
 
     :raises NoEntryError: no long mode, no IDT, different handlers on different vCPUs, or no IRETQ.
     """
-    text = await stub.command("info registers -a")
     entries: set[int] = set()
     vcpus: list[Vcpu] = []
     space: Space | None = None
-    for match in _CPU.finditer(text):
-        number, registers = int(match[1]), match[2]
-        idt, gdt, efer = (pattern.search(registers) for pattern in (_IDT, _GDT, _EFER))
-        if idt is None or gdt is None or efer is None or not int(efer[1], 16) & _EFER_LMA:
-            continue  # not started, or not in long mode yet
-        await select(stub, number)
-        found = await read_gate(stub, int(idt[1], 16), UD_VECTOR, any_stack=True)
-        if found is None or int(idt[2], 16) < UD_VECTOR * 16 + 15:
+    for tables in _tables(await stub.command("info registers -a")):
+        await select(stub, tables.number)
+        gate = await stub.memory(tables.idt + UD_VECTOR * 16, 16)
+        found = handler_of(gate, any_stack=True)
+        if found is None or tables.idt_limit < UD_VECTOR * 16 + 15:
             continue
         entries.add(found)
         vcpus.append(
             Vcpu(
-                number=number,
-                idt=int(idt[1], 16),
-                gdt=int(gdt[1], 16),
-                tsc_aux=await _tsc_aux(stub, int(gdt[1], 16), int(gdt[2], 16), number),
+                number=tables.number,
+                idt=tables.idt,
+                gdt=tables.gdt,
+                tsc_aux=await _tsc_aux(stub, tables.gdt, tables.gdt_limit, tables.number),
+                gate=gate,
             )
         )
-        if space is None:
-            control = {int(name): int(value, 16) for name, value in _CONTROL.findall(registers)}
-            space = Space(cr0=control[0], cr3=control[3], cr4=control[4], user=False)
+        space = space or tables.space
     if len(entries) != 1 or space is None:
         raise NoEntryError(
             f"{len(entries)} entries for #UD found in the guest",
@@ -168,6 +164,57 @@ async def find_vectors(stub: Stub) -> Vectors:
         )
     await select(stub, vcpus[0].number)
     return await _around(stub, entries.pop(), tuple(vcpus), space)
+
+
+async def unchanged(stub: Stub, vectors: Vectors) -> bool:
+    """Whether every vCPU still takes #UD where it did, and there are no other vCPUs.
+
+    Not so after a reboot or a kexec, or when a vCPU was plugged in.
+    """
+    now = _tables(await stub.command("info registers -a"))
+    known = {(vcpu.number, vcpu.idt, vcpu.gdt) for vcpu in vectors.vcpus}
+    if {(tables.number, tables.idt, tables.gdt) for tables in now} != known:
+        return False
+    for vcpu in vectors.vcpus:
+        await select(stub, vcpu.number)
+        if await stub.memory(vcpu.idt + UD_VECTOR * 16, 16) != vcpu.gate:
+            return False
+    return True
+
+
+class _Tables(Value, frozen=True):
+    """What QEMU's monitor says of one vCPU in long mode."""
+
+    number: int
+    idt: int
+    idt_limit: int
+    gdt: int
+    gdt_limit: int
+    space: Space
+
+
+def _tables(text: str) -> list[_Tables]:
+    """Read ``info registers -a``; but for vCPUs that are not in long mode."""
+    found = []
+    for match in _CPU.finditer(text):
+        registers = match[2]
+        idt, gdt, efer = (pattern.search(registers) for pattern in (_IDT, _GDT, _EFER))
+        if idt is None or gdt is None or efer is None or not int(efer[1], 16) & _EFER_LMA:
+            continue
+        control = {int(name): int(value, 16) for name, value in _CONTROL.findall(registers)}
+        if not {0, 3, 4} <= control.keys():
+            continue
+        found.append(
+            _Tables(
+                number=int(match[1]),
+                idt=int(idt[1], 16),
+                idt_limit=int(idt[2], 16),
+                gdt=int(gdt[1], 16),
+                gdt_limit=int(gdt[2], 16),
+                space=Space(cr0=control[0], cr3=control[3], cr4=control[4], user=False),
+            )
+        )
+    return found
 
 
 async def _around(stub: Stub, entry: int, vcpus: tuple[Vcpu, ...], space: Space) -> Vectors:
@@ -240,19 +287,25 @@ async def read_physical(stub: Stub, places: list[int]) -> list[int]:
     answers = await stub.ask(
         b"Qqemu.PhyMemMode:1", *(b"m%x,8" % place for place in places), b"Qqemu.PhyMemMode:0"
     )
-    return [
-        int.from_bytes(unhex(answer), "little") if len(answer) == 16 else 0
-        for answer in answers[1:-1]
-    ]
+    return [quadword(answer) for answer in answers[1:-1]]
 
 
-async def read_gate(stub: Stub, idt: int, vector: int, *, any_stack: bool = False) -> int | None:
+def quadword(answer: bytes) -> int:
+    """The number in the answer to reading a quadword; 0 if it could not be read."""
+    return int.from_bytes(unhex(answer), "little") if len(answer) == 16 else 0
+
+
+async def read_gate(stub: Stub, idt: int, vector: int) -> int | None:
+    """The handler in a gate that may be entered by a jump, None if it has none."""
+    return handler_of(await stub.memory(idt + vector * 16, 16))
+
+
+def handler_of(gate: bytes, *, any_stack: bool = False) -> int | None:
     """The handler in a present 64-bit gate (Intel SDM vol. 3A, figure 6-8), None if it has none.
 
     :param any_stack: take a gate with a stack of its own (IST) too; entering one by a jump would
         need more than the jump.
     """
-    gate = await stub.memory(idt + vector * 16, 16)
     if len(gate) < 16 or not gate[5] & 0x80 or (gate[4] & 7 and not any_stack):
         return None
     return int.from_bytes(gate[0:2] + gate[6:8] + gate[8:12], "little")

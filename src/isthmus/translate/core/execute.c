@@ -18,15 +18,20 @@ static void execute(struct instruction *insn, size_t available)
             return; /* but for CMPXCHG16B nothing here can be locked: a true #UD */
         size_t count = insn->vex ? sizeof vex_groups / sizeof *vex_groups
                                  : sizeof groups / sizeof *groups;
-        for (size_t i = 0; i < count; i++) {
+        bool taken = false;
+        for (size_t i = 0; i < count && !taken; i++) {
             struct instruction attempt = *insn; /* a group that declines leaves no trace */
-            if ((insn->vex ? vex_groups : groups)[i](&attempt)) {
+            taken = (insn->vex ? vex_groups : groups)[i](&attempt);
+            if (taken)
                 *insn = attempt;
-                break;
-            }
         }
-        if (!insn.ended && outcome->kind == ISTHMUS_NOT_OURS)
-            name_refused(&insn);
+        if (!taken && insn->machine->ordinary) {
+            struct instruction attempt = *insn;
+            if (execute_ordinary(&attempt))
+                insn->ended = attempt.ended;
+        }
+        if (!insn->run && !insn->ended && insn->outcome->kind == ISTHMUS_NOT_OURS)
+            name_refused(insn);
     }
     if (insn->ended)
         *insn->outcome = (struct isthmus_outcome){

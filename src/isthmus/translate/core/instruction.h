@@ -142,4 +142,7 @@ bool execute_lwp(struct instruction *insn);
 /* refused.c: for an opcode that no group took; the outcome says so if its name is known */
 void name_refused(struct instruction *insn);
 
+/* simple.c: not a group of missing instructions, see there. */
+bool execute_ordinary(struct instruction *insn);
+
 #endif

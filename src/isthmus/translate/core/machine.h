@@ -31,6 +31,7 @@ struct isthmus_machine {
     uint8_t cpl;
     uint8_t has_ymm;           /* whether the caller lends the upper halves, to read and to write */
     uint8_t random_valid;      /* whether `random` holds fresh entropy */
+    uint8_t ordinary;          /* whether a run goes on here: what every CPU has may be done too */
     uint64_t random;           /* what RDRAND and RDSEED give */
     uint8_t xmm[16][16];
     uint8_t ymm_high[16][16];  /* bits 255:128; they count if has_ymm */
@@ -61,7 +62,7 @@ enum isthmus_touched {
 
 struct isthmus_outcome {
     uint32_t kind;
-    uint32_t mnemonic;     /* one of enum isthmus_mnemonic, also for a fault; 0 if not ours */
+    uint32_t mnemonic;     /* one of enum isthmus_mnemonic, also for a fault; 0 if not ours, or ordinary */
     uint32_t length;       /* bytes of the instruction */
     uint32_t touched;      /* of enum isthmus_touched */
     uint32_t gpr_written;  /* bit n: gpr[n] was written */

@@ -22,6 +22,8 @@ class TranslatorStatus(Value, frozen=True):
     done several instructions; ``passed``: #UDs that were the guest's own affair; ``faulted``:
     instructions of ours that raised another exception, as they would have on their own CPU;
     ``spurious``: stops without a #UD; ``us_per_instruction``: mean time from stop to resume in µs;
+    ``refused``: by family, instructions that are known and that no translator does: the guest got its
+    #UD;
     ``lacking``: instructions that are known and could not be done, since no stub shows YMM's upper
     halves: the guest got its #UD;
     ``standing``: signal number of a stop that somebody else made and we do not answer, else 0;
@@ -43,6 +45,7 @@ class TranslatorStatus(Value, frozen=True):
     spurious: int = 0
     standing: int = 0
     lacking: dict[str, int] = msgspec.field(default_factory=dict)
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
     sites: dict[str, int] = msgspec.field(default_factory=dict)
     processes: dict[str, int] = msgspec.field(default_factory=dict)
     rate_hz: float = 0.0
@@ -77,12 +80,14 @@ class Tally:
         self.traps = 0
         self.translated: Counter[str] = Counter()
         self.lacking: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.passed = 0
         self.faulted = 0
         self.spurious = 0
         self.sites = Busiest()
         self.processes = Busiest()
         self._spent_ns = 0
+        self._counted = 0
         self._begun = time.monotonic()
         self._recent: deque[tuple[int, list[int]]] = deque(maxlen=RECENT_S + 1)
 
@@ -92,12 +97,15 @@ class Tally:
             self.translated[mnemonic] += 1
         self.sites.add(site, len(mnemonics))
         self.processes.add(process, len(mnemonics))
-        self._bucket()[0] += len(mnemonics)
+        self._counted += len(mnemonics)
 
     def spent(self, nanoseconds: int) -> None:
         """A trap that translated took so long."""
         self._spent_ns += nanoseconds
-        self._bucket()[1] += nanoseconds
+        bucket = self._bucket()
+        bucket[0] += self._counted
+        bucket[1] += nanoseconds
+        self._counted = 0
 
     @property
     def us_per_instruction(self) -> float:

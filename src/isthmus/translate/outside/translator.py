@@ -8,12 +8,28 @@ from isthmus.translate.outside.status import Tally, TranslatorStatus
 from isthmus.translate.outside.trap import TrapReader, full, read_registers
 from isthmus.translate.outside.work import Work
 from isthmus.translate.registers import RIP
-from isthmus.translate.rsp import SIGTRAP, Stop, Stub, StubGoneError, write_memory, write_register
-from isthmus.translate.vectors import Island, NoEntryError, Vectors, find_vectors
+from isthmus.translate.rsp import (
+    SIGINT,
+    SIGTRAP,
+    Stop,
+    Stub,
+    StubGoneError,
+    write_memory,
+    write_register,
+)
+from isthmus.translate.vectors import (
+    Island,
+    NoEntryError,
+    Vectors,
+    find_vectors,
+    unchanged,
+)
 
 SPURIOUS_LIMIT = 1000
 HOLD_TRIES = 500
 _STAND_S = 0.25
+LOOK_S, LOST_S = 5.0, 0.5  # between two looks at a guest without traps; at one without an entry
+TRUST_S = 0.25  # how long a look is good for
 
 
 class Translator:
@@ -32,6 +48,9 @@ class Translator:
         self._loop: asyncio.Task[None] | None = None
         self._holding = False
         self._busy = False
+        self._lost = False  # it was armed, and the entry went away
+        self._looking = False  # we have interrupted the guest for a look
+        self._looked = 0.0
 
     async def arm(self) -> Vectors:
         """Find the #UD entry of the stopped guest and break there; does not resume it.
@@ -48,6 +67,7 @@ class Translator:
         self._work.forget()
         self.vectors = await find_vectors(self.stub)
         await self._insert()
+        self._looked, self._lost = time.monotonic(), False
         self.problem = ""
         return self.vectors
 
@@ -94,9 +114,9 @@ class Translator:
 
         :raises NoEntryError: it was never armed.
         """
-        if self.vectors is None:
+        if self.vectors is None and not self._lost:
             raise NoEntryError("the translator is not armed", remedy="arm it first")
-        if not self._inserted:
+        if self.vectors is not None and not self._inserted:
             await self._insert()
         self.resume()
 
@@ -121,6 +141,7 @@ class Translator:
             translated=dict(tally.translated),
             passed=tally.passed,
             lacking=dict(tally.lacking),
+            refused=dict(tally.refused),
             us_per_instruction=tally.us_per_instruction,
             problem=self.problem,
             faulted=tally.faulted,
@@ -183,10 +204,46 @@ class Translator:
         if self.vectors is None or not self._inserted:
             return
         requests = [b"z1,%x,1" % self.vectors.entry]
-        if self.vectors.island is not None and self._padding:
-            requests.append(write_memory(self.vectors.island.address, self._padding))
+        island = self.vectors.island
+        if island is not None and self._padding:
+            content = island.content()
+            # Where another kernel has come since, those bytes are not ours any more.
+            if await self.stub.memory(island.address, len(content)) == content:
+                requests.append(write_memory(island.address, self._padding))
         await self.stub.ask(*requests)
         self._inserted = False
+
+    async def _look(self) -> bool:
+        """Whether the stopped guest takes #UD where it did; else find out where it does now.
+
+        While it has no entry, between a reboot and the new kernel, it is looked at often.
+        """
+        self._looked, self._looking = time.monotonic(), False
+        if self.vectors is not None and await unchanged(self.stub, self.vectors):
+            self._reader.thread = b""
+            return True
+        self._reader.forget()
+        self._work.forget()
+        await self._remove()
+        self.vectors, self._lost = None, True
+        try:
+            self.vectors = await find_vectors(self.stub)
+            await self._insert()
+        except NoEntryError as error:
+            self.problem = str(error)
+        else:
+            self.problem, self._lost = "", False
+        self._reader.thread = b""
+        return False
+
+    async def _watch(self) -> None:
+        """Interrupt a guest that has not been looked at for long: it may be another one by now."""
+        while True:
+            await asyncio.sleep(LOST_S if self._lost else LOOK_S)
+            fresh = time.monotonic() - self._looked < LOOK_S and not self._lost
+            if not (fresh or self._busy or self._holding or self.standing or self._looking):
+                self._looking = True
+                self.stub.interrupt()
 
     def _known(self) -> Vectors:
         assert self.vectors is not None
@@ -195,10 +252,19 @@ class Translator:
     async def _serve(self) -> None:
         """Serve stops until told to hold."""
         in_a_row = 0
+        watch = asyncio.create_task(self._watch())
         try:
             while True:
                 stop = await self.stub.stopped()
                 if stop.signal != SIGTRAP:
+                    if self._looking and stop.signal == SIGINT and not self._holding:
+                        self._busy = True
+                        await self._look()
+                        self._busy = False
+                        if not self._holding:
+                            self.stub.go()
+                            continue
+                    self._looking = False
                     self.standing = stop.signal
                     if self._holding:
                         return
@@ -221,18 +287,31 @@ class Translator:
                     self.stub.interrupt()
         except StubGoneError as error:
             self.problem = str(error)
+        finally:
+            watch.cancel()
 
     async def _trap(self, stop: Stop) -> bool | None:
         """Serve one stop and resume; whether an instruction was translated, None if no #UD."""
-        trap = await self._reader.read(stop, self._known())
+        if self._looking:  # the interrupt came too late to be one
+            self._looking, self._looked = False, 0.0
+        trap = await self._reader.read(stop, self.vectors) if self.vectors else None
         if trap is None:
+            if not self.vectors:
+                await self._look()
             self.tally.spurious += 1
             self.stub.go()
             return None
+        believable = trap.believable
+        if (not believable or time.monotonic() - self._looked > TRUST_S) and not await self._look():
+            # Found anew: if it was a #UD all the same, the vCPU stops here again.
+            self.tally.spurious += 1
+            self.stub.go()
+            return None
+        if self._reader.thread != stop.thread:  # the look has selected another vCPU
+            await self.stub.ask(b"Hg" + full(stop.thread))
+            self._reader.thread = stop.thread
         self.tally.traps += 1
-        requests = (
-            await self._work.do(trap, self._known(), self._reader.thread) if trap.frame else None
-        )
+        requests = await self._work.do(trap, self._known(), stop.thread) if believable else None
         if requests is None:
             self.tally.passed += 1
             await self._pass(stop)

@@ -4,13 +4,18 @@ Frame and code are asked for in the same write as the registers, where they were
 What is guessed is only ever *where* to read, never what is there.
 """
 
+import struct
+
 from isthmus.translate.paging import PAGE, Space
 from isthmus.translate.registers import SIZE, Registers
 from isthmus.translate.rsp import Stop, Stub, StubGoneError, unhex
 from isthmus.translate.vectors import Vcpu, Vectors
 
 FRAME_BYTES = 40
+_FRAME = struct.Struct("<5Q")  # RIP CS RFLAGS RSP SS
 LONGEST = 15
+WINDOW = 96  # bytes of code read at once: a run of instructions
+_FLAGS_FIXED = 0xFFFF_FFFF_FFC0_802A
 FRAMES, SITES = 2, 3  # guesses; each costs some 10 µs of the stub, a miss costs a round trip
 
 
@@ -21,22 +26,37 @@ class Trap:
     None if it is not known.
     """
 
-    def __init__(
-        self, registers: Registers, frame: bytes, vcpu: int, tables: Vcpu | None, code: bytes = b""
-    ) -> None:
+    def __init__(self, registers: Registers, frame: bytes, vcpu: int, tables: Vcpu | None) -> None:
         self.registers = registers
         self.vcpu = vcpu
         self.tables = tables
-        self.code = code
+        self.code = b""
         self.frame = frame
-        self.rip, self.cs, self.flags, self.rsp, self.ss = (
-            int.from_bytes(frame[at : at + 8], "little") for at in range(0, FRAME_BYTES, 8)
-        )
+        values: tuple[int, ...] = _FRAME.unpack(frame or bytes(FRAME_BYTES))
+        self.rip, self.cs, self.flags, self.rsp, self.ss = values
 
     @property
     def cpl(self) -> int:
         """The privilege level of the instruction."""
         return self.cs & 3
+
+    @property
+    def believable(self) -> bool:
+        """Whether a #UD can have come here: else somebody jumped, or the entry is one no more.
+
+        The CPU aligns the stack to 16 before it pushes five quadwords, takes CS from the gate, and
+        pushes flags whose bit 1 is set and whose reserved bits are not (Intel SDM vol. 3A, 6.14;
+        vol. 1, 3.4.3).
+        """
+        if self.tables is None or len(self.frame) < FRAME_BYTES:
+            return False
+        code_segment = int.from_bytes(self.registers.data[140:142], "little")
+        return (
+            self.registers.rsp % 16 == 8
+            and (code_segment ^ int.from_bytes(self.tables.gate[2:4], "little")) & ~3 == 0
+            and self.flags & _FLAGS_FIXED == 2
+            and self.cs >> 16 == 0
+        )
 
     @property
     def space(self) -> Space:
@@ -76,6 +96,7 @@ class TrapReader:
         frames = self._frames.setdefault(thread, [])
         sites = self._sites[:]
         own = len(requests)
+        tables = vectors.vcpu(stop.vcpu)
         requests.append(b"g")
         requests += [_frame_request(place) for place in frames]
         requests += [_code_request(place) for place in sites]
@@ -91,7 +112,6 @@ class TrapReader:
             (frame,) = await self._stub.ask(_frame_request(place))
         _remember(frames, place, FRAMES)
         data = _memory(frame)
-        tables = vectors.vcpu(stop.vcpu)
         if len(data) < FRAME_BYTES:
             return Trap(registers, b"", stop.vcpu, tables)
         trap = Trap(registers, data, stop.vcpu, tables)
@@ -119,8 +139,8 @@ def read_registers(answer: bytes) -> Registers:
 
 
 def _code_request(rip: int) -> bytes:
-    """Read an instruction, no farther than its page: the next one may not be mapped."""
-    return b"m%x,%x" % (rip, min(LONGEST, PAGE - rip % PAGE))
+    """Read instructions, no farther than their page: the next one may not be mapped."""
+    return b"m%x,%x" % (rip, min(WINDOW, PAGE - rip % PAGE))
 
 
 def _frame_request(rsp: int) -> bytes:

@@ -421,6 +421,7 @@ static __always_inline void take_control(struct isthmus_machine *machine, const 
 	machine->cpl = regs->cs & 3;
 	machine->has_ymm = 0;
 	machine->random_valid = 0;
+	machine->ordinary = 0; /* what every CPU has, this one has */
 }
 
 static __always_inline void go_on(struct pt_regs *regs, const struct isthmus_machine *machine,

@@ -1,0 +1,115 @@
+"""A small guest in QEMU: a firmware image of our own, commanded through its debug stub."""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from pathlib import Path
+
+from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.translate.outside import Translator
+from isthmus.translate.registers import Registers
+from isthmus.translate.rsp import Stub, write_memory, write_register
+
+SMALL_KERNEL = Path(__file__).with_name("small_kernel.S")
+TRAP_GUEST = Path(__file__).parents[2] / "bench" / "trap_guest.S"
+RBX = 1
+
+
+def firmware(source: Path, folder: Path) -> Path:
+    """Assemble a guest of one page into a firmware image."""
+    subprocess.run(["gcc", "-c", "-o", folder / "o", source], check=True)
+    subprocess.run(
+        ["objcopy", "-O", "binary", "-j", ".text", folder / "o", folder / "bin"], check=True
+    )
+    path = folder / "rom"
+    path.write_bytes((folder / "bin").read_bytes().ljust(0x1000, b"\0").rjust(64 << 10, b"\xf4"))
+    return path
+
+
+async def until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+class SmallGuest:
+    """One running small kernel, its stub and its translator."""
+
+    FRAME, AREA = 0x9000, 0x10000
+    USER, USER32, KERNEL = (0x2B, 0x23), (0x43, 0x23), (0x18, 0x10)
+
+    def __init__(self, stub: Stub) -> None:
+        self.stub = stub
+        self.translator = Translator(stub)
+
+    async def write(self, address: int, data: bytes) -> None:
+        for at in range(0, len(data), 0x200):
+            (answer,) = await self.stub.ask(write_memory(address + at, data[at : at + 0x200]))
+            assert answer == b"OK", hex(address)
+
+    async def quad(self, address: int, *values: int) -> None:
+        await self.write(address, b"".join(value.to_bytes(8, "little") for value in values))
+
+    async def read(self, address: int) -> int:
+        return int.from_bytes(await self.stub.memory(address, 8), "little")
+
+    async def enter(self, rip: int, *, segments=USER, flags=2, rsp=0xF000) -> None:
+        """Send the guest through its door; it has to be resumed."""
+        code, stack = segments
+        await self.quad(self.FRAME, rip, code, flags, rsp, stack)
+        await self.register(RBX, 1)
+
+    async def register(self, number: int, value: int) -> None:
+        await self.stub.ask(write_register(number, value.to_bytes(8, "little")))
+
+    async def registers(self) -> Registers:
+        _, answer = await self.stub.ask(b"Hgp1.1", b"g")
+        return Registers(bytes.fromhex(answer.decode()))
+
+    async def run(self, seconds=0.3, *, until_traps=None) -> None:
+        """Let it run, served, for a while or some traps, and hold it again."""
+        tally = self.translator.tally
+        await self.translator.release()
+        if until_traps is None:
+            await asyncio.sleep(seconds)
+        else:
+            wanted = tally.traps + until_traps
+            await until(lambda: tally.traps >= wanted)
+            await asyncio.sleep(0.1)  # a handler of the guest ends what the last one began
+        await self.translator.hold()
+        assert not self.translator.problem
+
+    async def records(self) -> dict[str, int]:
+        """What its handlers saw; ``vector`` is -1 if there was none but #UD."""
+        names = ("ud", "ud_rip", "vector", "count", "cr2", "first", "second")
+        values = [await self.read(0x7100 + 8 * index) for index in range(len(names))]
+        found = dict(zip(names, values, strict=True))
+        found["vector"] -= 1
+        return found
+
+
+@contextlib.asynccontextmanager
+async def small_guest(image: Path, home: Path, *options: str, cpu: str = "Penryn"):
+    """The kernel in its idle loop, stopped and armed."""
+    qemu = subprocess.Popen(
+        [
+            find_qemu().path, "-accel", "tcg", "-cpu", cpu, "-M", "pc", "-m", "16",
+            "-bios", image, "-nodefaults", "-no-user-config", "-display", "none",
+            "-chardev", f"socket,id=gdb,path={home}/gdb.sock,server=on,wait=off",
+            "-gdb", "chardev:gdb",
+            "-chardev", f"socket,id=qmp,path={home}/qmp.sock,server=on,wait=off",
+            "-mon", "chardev=qmp,mode=control", *options,
+        ],
+    )  # fmt: skip
+    try:
+        await until((home / "qmp.sock").exists)
+        await asyncio.sleep(0.4)  # the guest walks into its loop
+        guest = SmallGuest(await Stub.connect(home / "gdb.sock"))
+        await guest.translator.arm()
+        yield guest
+        await guest.stub.close()
+    finally:
+        qemu.kill()
+        qemu.wait()
