@@ -33,9 +33,9 @@ PAUSE = "exercise_pause"
 it does not know on to init's environment (Linux: init/main.c, unknown_bootoption)."""
 
 CALM = "highres=off nohz=off"
-"""A kernel that reads its clock by RDTSCP does so some five times a tick with a high-resolution timer.
-Translated outside under TCG, which throws all its code away at each trap, that takes longer than the
-tick of 4 ms lasts: a busy guest then does nothing else.  So two reads a tick have to do."""
+"""A kernel that reads its clock by RDTSCP does so some five times a tick with a high-resolution
+timer.  Translated outside under TCG, which throws all its code away at each trap, that takes longer
+than the tick of 4 ms lasts: a busy guest then does nothing else.  So two reads a tick have to do."""
 
 _START = f'#!/bin/sh\nexec /bin/exercise 0 "${{{PAUSE}:-100}}"\n'.encode()
 
