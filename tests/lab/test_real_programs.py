@@ -7,7 +7,6 @@ each crossing is appended to that file as a line of JSON.
 """
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
@@ -22,11 +21,11 @@ from isthmus.hypervisor.qemu.models import read_cpus
 from isthmus.migration.hosts import Hosts
 from isthmus.places import cache_folder
 from isthmus.qualification.exercise.crossing import Pair, journey, stay
+from isthmus.qualification.exercise.record import Programs, Row, append
 from isthmus.qualification.lab import packages
 from isthmus.qualification.lab.image import build_image
 from isthmus.qualification.lab.initramfs import Entry, file, folder, link
 from isthmus.qualification.store import Made, key_of, obtain
-from isthmus.values import to_json
 
 pytestmark = [
     pytest.mark.lab,
@@ -165,12 +164,10 @@ async def stays_right(hosts, program, pair, names, expected, memory_mib=256) -> 
     for name in names:
         ours = here(program, name, min(last[name] + 1, 40))
         assert {key: run[key] for key in ours} == ours
-    if path := os.environ.get("ISTHMUS_CROSSINGS"):
-        row = {"programs": names, "home": pair.home, "abroad": pair.abroad,
-               "rounds": [len(said(text)) for text in went.consoles],
-               "translated": went.translated}  # fmt: skip
-        with Path(path).open("ab") as out:
-            out.write(to_json(row) + b"\n")
+    rounds = tuple(len(said(text)) for text in went.consoles)
+    row = Programs(names=names, home=pair.home, abroad=pair.abroad, rounds=rounds,
+                   translated=went.translated)  # fmt: skip
+    append(Row(programs=row))
     assert expected <= set(went.translated), went.translated
 
 

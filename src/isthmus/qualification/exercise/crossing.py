@@ -34,9 +34,9 @@ it does not know on to init's environment (Linux: init/main.c, unknown_bootoptio
 
 CALM = "highres=off nohz=off"
 """Words for the guest's kernel.  With a high-resolution timer a kernel that reads its clock by
-RDTSCP does so some five times a tick.  Translated outside under TCG, which throws all its code away
-at each trap, that takes longer than the tick of 4 ms lasts, and a busy guest does nothing else.
-Without, two reads a tick have to do."""
+RDTSCP does so several times a tick.  Translated outside under TCG, which throws all its code away
+at each trap, that seems to take longer than the tick of 4 ms lasts, and a busy guest does nothing
+else (three of four moves failed).  Without, none did."""
 
 _START = f'#!/bin/sh\nexec /bin/exercise 0 "${{{PAUSE}:-100}}"\n'.encode()
 
