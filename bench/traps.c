@@ -2,7 +2,7 @@
  *
  * traps which: names the first instruction of the table below that this CPU raises SIGILL for.
  * traps empty N NAME: N of them with a handler that only skips the instruction; traps own N NAME:
- * with whatever handles SIGILL (isthmus run); prints nanoseconds for each.
+ * with whatever handles SIGILL (isthmus run); prints nanoseconds for each.  NAME is EXTRQ if left out.
  * traps eight N NAME: N rows of eight with nothing between. */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -76,10 +76,11 @@ int main(int argc, char **argv)
 {
     if (argc == 2 && !strcmp(argv[1], "which"))
         return which();
+    const char *name = argc == 4 ? argv[3] : "EXTRQ";
     unsigned chosen = 0;
-    while (argc == 4 && chosen < NAMES && strcmp(argv[3], table[chosen].name))
+    while (chosen < NAMES && strcmp(name, table[chosen].name))
         chosen++;
-    if (argc != 4 || chosen == NAMES)
+    if (argc < 3 || chosen == NAMES)
         return 2;
     struct sigaction action = {.sa_sigaction = skip, .sa_flags = SA_SIGINFO};
     struct timespec start, end;

@@ -6,20 +6,20 @@ page is made.
 """
 
 import asyncio
-import os
-from pathlib import Path
 
 import pytest
 
+from isthmus.divergence.evidence import GuestEvidence
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
 from isthmus.migration.hosts import Hosts
+from isthmus.migration.preflight import preflight
 from isthmus.places import cache_folder
 from isthmus.qualification.exercise.crossing import Pair, cross, image, missing
-from isthmus.translate.table import Placement
-from isthmus.values import to_json
+from isthmus.qualification.exercise.record import Refused, Row, append
+from isthmus.translate.table import Placement, translatable
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
 
@@ -30,6 +30,7 @@ MATRIX = (
     Pair("phenom", "Skylake-Client"),
     Pair("Opteron_G3", "Nehalem"),
     Pair("Opteron_G3", "Conroe"),
+    Pair("Opteron_G3", "Penryn"),
     Pair("EPYC", "Cascadelake-Server"),
     Pair("EPYC-Milan", "Icelake-Server"),
     # Intel to AMD
@@ -37,6 +38,7 @@ MATRIX = (
     Pair("Penryn", "Opteron_G2"),
     Pair("Nehalem", "phenom"),
     Pair("Nehalem", "Opteron_G3"),
+    Pair("Nehalem", "Opteron_G1"),
     Pair("Westmere", "phenom"),
     Pair("Westmere", "Opteron_G3"),
     # the same maker, new to old and old to new
@@ -45,7 +47,9 @@ MATRIX = (
     Pair("Opteron_G3", "Opteron_G2"),
     Pair("Penryn", "Conroe"),
     Pair("Nehalem", "Conroe"),
+    Pair("Nehalem", "Penryn"),
     Pair("Westmere", "Nehalem"),
+    Pair("Westmere", "Conroe"),
 )
 
 
@@ -72,9 +76,7 @@ def named(pair: Pair) -> str:
 
 async def crosses(hosts, made, pair: Pair) -> None:
     crossing = await cross(hosts, made, pair)
-    if path := os.environ.get("ISTHMUS_CROSSINGS"):
-        with Path(path).open("ab") as file:
-            file.write(to_json(crossing) + b"\n")
+    append(Row(crossing=crossing))
     assert crossing.faults == ()
     assert crossing.missing > 0
     assert crossing.untouched == (), "every missing instruction has to be met abroad"
@@ -101,3 +103,33 @@ def test_the_matrix_goes_every_way(cpus) -> None:
     for pair in pairs:
         assert missing(cpus.offered(pair.home), cpus.offered(pair.abroad)), pair
     assert all(isinstance(pair.placement, Placement) for pair in pairs)
+
+
+REFUSED = (  # a pair, and one of the subjects that block it wherever the instructions are done
+    ("EPYC", "phenom", "avx"),
+    ("EPYC", "Opteron_G5", "xsaveopt"),
+    ("EPYC-Milan", "EPYC-Rome", "pku"),
+    ("EPYC-Rome", "Haswell", "smap"),
+    ("Haswell", "Westmere", "xsave"),
+    ("Haswell", "IvyBridge", "bmi1"),
+    ("Broadwell", "Haswell", "smap"),
+    ("EPYC", "Skylake-Client", "clflushopt"),
+    ("Icelake-Server", "Skylake-Server", "umip"),
+    ("Denverton", "Westmere", "smep"),
+    ("Snowridge", "Denverton", "clwb"),
+    ("Opteron_G4", "Opteron_G3", "avx"),
+)
+
+
+@pytest.mark.parametrize(("home", "abroad", "subject"), REFUSED)
+def test_state_is_refused_whatever_translates(cpus, home: str, abroad: str, subject: str) -> None:
+    """What is more than instructions cannot be translated in any placement."""
+    shown = cpus.offered(home)
+    verdict = preflight(
+        "g", GuestEvidence(shown=shown, vcpus=1, memory_mib=256), home, cpus.offered(abroad),
+        translatable=translatable(Placement.INSIDE, avx="avx" in shown.features),
+        hypervisor="tcg",
+    )  # fmt: skip
+    subjects = tuple(sorted({finding.subject for finding in verdict.blocking}))
+    append(Row(refused=Refused(home=home, abroad=abroad, subjects=subjects)))
+    assert subject in subjects

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from isthmus.cpu.model import CpuModel
@@ -19,7 +19,7 @@ from isthmus.migration.hosts import Hosts, Machine
 from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.exercise.build import build_exercise
 from isthmus.qualification.exercise.encodings import Encoding, encodings
-from isthmus.qualification.exercise.rounds import Round, died, differences, rounds
+from isthmus.qualification.exercise.rounds import died, differences, rounds
 from isthmus.qualification.lab.image import GuestImage, build_image, command_line
 from isthmus.qualification.lab.initramfs import file, folder
 from isthmus.qualification.payload.verdict import judge
@@ -34,10 +34,10 @@ PAUSE = "exercise_pause"
 it does not know on to init's environment (Linux: init/main.c, unknown_bootoption)."""
 
 CALM = "highres=off nohz=off"
-"""A kernel that reads its clock by RDTSCP does so some five times a tick with a high-resolution
-timer.  Translated outside under TCG, which throws all its code away at each trap, that takes longer
-than the tick of 4 ms lasts: a busy guest then does nothing else.  So two reads a tick have to
-do."""
+"""Words for the guest's kernel.  With a high-resolution timer a kernel that reads its clock by
+RDTSCP does so several times a tick.  Translated outside under TCG, which throws all its code away
+at each trap, that seems to take longer than the tick of 4 ms lasts, and a busy guest does nothing
+else (three of four moves failed).  Without, none did."""
 
 _COUNTED = re.compile(r"counted ((?:[A-Za-z0-9]{1,24} \d{1,20} ?)+)\r?$")
 _START = f'#!/bin/sh\nexec /bin/exercise 0 "${{{PAUSE}:-100}}"\n'.encode()
@@ -117,13 +117,21 @@ def missing(home: CpuModel, abroad: CpuModel) -> tuple[Encoding, ...]:
 
 @contextlib.asynccontextmanager
 async def started(
-    hosts: Hosts, made: GuestImage, name: str, home: str, pause_ms: int, *, module: bool = False
+    hosts: Hosts,
+    made: GuestImage,
+    name: str,
+    home: str,
+    pause_ms: int,
+    memory_mib: int,
+    *,
+    module: bool = False,
 ) -> AsyncIterator[Guest]:
     """A guest with the exercise, ended when the block is left."""
     machine = Machine(
         kernel=made.kernel,
         initrd=made.initrd,
         command_line=f"{command_line(test='none', beat_ms=50)} {CALM} {PAUSE}={pause_ms}",
+        memory_mib=memory_mib,
     )
     guest = await hosts.start(name, home, machine, module=module, lives_with_parent=True)
     try:
@@ -134,88 +142,101 @@ async def started(
         guest.process.kill()
 
 
-def said(hosts: Hosts, name: str) -> str:
-    """The consoles of all the guest's processes, joined."""
-    consoles = [path.with_name("console.log") for path in hosts.store.read(name).streams]
-    return "".join(
-        path.read_text(encoding="utf-8", errors="replace") for path in consoles if path.exists()
-    )
-
-
-async def last_round(hosts: Hosts, name: str, at_least: int) -> int:
-    """Wait until the guest has finished a round of that number; returns the last one's number.
+async def said(hosts: Hosts, name: str, enough: Callable[[str], bool]) -> str:
+    """Wait until the console of the guest's process now has said enough; returns all of it.
 
     :raises TimeoutError: it does not.
     """
+    console = hosts.store.read(name).process.console
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        text = said(hosts, name)
-        last = max(rounds(text), default=-1)
-        if last >= at_least or died(text):
-            return last
+        text = console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
+        if enough(text):
+            return text
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no round {at_least} in {PATIENCE_S:g} s: {text[-400:]}")
+            raise TimeoutError(f"not enough said in {PATIENCE_S:g} s: {text[-400:]}")
         await asyncio.sleep(POLL_S)
 
 
-async def stay(hosts: Hosts, made: GuestImage, home: str, count: int) -> dict[int, Round]:
-    """The first ``count`` rounds of a guest that never moves."""
-    async with started(hosts, made, "stays", home, 0):
-        await last_round(hosts, "stays", count - 1)
-        found = rounds(said(hosts, "stays"))
+class Journey(Value, frozen=True):
+    """What a guest said at home, abroad and at home again, and what was translated abroad.
+
+    ``streams`` are its payload's.
+    """
+
+    consoles: tuple[str, str, str]
+    translated: dict[str, int]
+    streams: tuple[bytes, ...]
+
+
+async def journey(
+    hosts: Hosts, made: GuestImage, pair: Pair, enough: Callable[[str], bool], memory_mib: int = 256
+) -> Journey:
+    """Take a guest abroad and home; it leaves each place when its console there has said enough."""
+    options = Options(translate=True, lives_with_parent=True, verify_s=30)
+    inside, accepted = pair.placement is Placement.INSIDE, pair.accepted
+    async with started(hosts, made, "crosses", pair.home, 100, memory_mib, module=inside):
+        await said(hosts, "crosses", enough)
+        await hosts.move("crosses", pair.abroad, options, accepted=accepted)
+        await said(hosts, "crosses", enough)
+        counts = await _translated(hosts, "crosses")
+        await hosts.move("crosses", pair.home, options, accepted=accepted)
+        await said(hosts, "crosses", enough)
+        if inside:  # the module goes on counting where it counted abroad
+            counts = counted(await said(hosts, "crosses", lambda text: bool(counted(text))))
+        streams = hosts.store.read("crosses").streams
+        consoles = [
+            path.with_name("console.log").read_text(encoding="utf-8", errors="replace")
+            for path in streams
+        ]
+        payload = tuple(path.read_bytes() for path in streams)
+    hosts.store.forget("crosses")
+    home, abroad, again = consoles
+    return Journey(consoles=(home, abroad, again), translated=counts, streams=payload)
+
+
+async def stay(
+    hosts: Hosts, made: GuestImage, home: str, enough: Callable[[str], bool], memory_mib: int = 256
+) -> str:
+    """What a guest says that never moves."""
+    async with started(hosts, made, "stays", home, 0, memory_mib):
+        text = await said(hosts, "stays", enough)
     hosts.store.forget("stays")
-    return found
+    return text
 
 
 async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> Crossing:
-    """One crossing: ``stays`` rounds at home, abroad and at home again, then the comparison."""
+    """One crossing: at least ``stays`` whole rounds in each place, then the comparison."""
     begun = time.monotonic()
     home, abroad = hosts.cpus.offered(pair.home), hosts.cpus.offered(pair.abroad)
     lacking = missing(home, abroad)
-    inside = pair.placement is Placement.INSIDE
-    faults: list[str] = []
-    async with started(hosts, made, "crosses", pair.home, 100, module=inside):
-        await last_round(hosts, "crosses", stays - 1)
-        left = await _move(hosts, pair.abroad, pair.accepted)
-        # The round in which it moved may have begun at home: it counts for neither.
-        await last_round(hosts, "crosses", left + 1 + stays)
-        counts = await _translated(hosts, "crosses")
-        returned = await _move(hosts, pair.home, pair.accepted)
-        last = await last_round(hosts, "crosses", returned + 1 + stays)
-        if inside:
-            counts = await _counts(hosts, "crosses")
-        text = said(hosts, "crosses")
-        streams = [path.read_bytes() for path in hosts.store.read("crosses").streams]
-    hosts.store.forget("crosses")
-    if word := died(text):
-        faults.append(f"the exercise died: {word}")
+    # The first round that ends in a place may have begun in another.
+    went = await journey(
+        hosts, made, pair, lambda text: len(rounds(text)) > stays or died(text) != ""
+    )
+    text = "".join(went.consoles)
+    faults = [f"the exercise died: {word}"] if (word := died(text)) else []
     run = rounds(text)
-    last = max(run, default=last)  # one more may have come meanwhile
-    faults += differences(run, await stay(hosts, made, pair.home, last + 1))
-    verdict = judge(streams, cpuid_may_lose=cpuid_bits(home.features ^ abroad.features))
+    if 0 not in run:
+        faults.append("round 0: missing")
+    last = max(run, default=0)
+    stayed = await stay(hosts, made, pair.home, lambda text: last in rounds(text))
+    faults += differences(run, rounds(stayed))
+    verdict = judge(went.streams, cpuid_may_lose=cpuid_bits(home.features ^ abroad.features))
     faults += [str(fault) for fault in verdict.faults]
+    first, second, third = (len(rounds(console)) for console in went.consoles)
     return Crossing(
         pair=pair,
         makers=(home.vendor, abroad.vendor),
         lost=tuple(sorted({one.group for one in lacking})),
         encodings=len(runnable(home)),
         missing=len(lacking),
-        translated=counts,
-        rounds=(left + 1, returned - left - 1, last - returned - 1),
-        untouched=tuple(sorted({one.mnemonic for one in lacking} - set(counts))),
+        translated=went.translated,
+        rounds=(first, second - 1, third - 1),
+        untouched=tuple(sorted({one.mnemonic for one in lacking} - set(went.translated))),
         faults=tuple(faults),
         seconds=round(time.monotonic() - begun, 1),
     )
-
-
-async def _move(hosts: Hosts, host: str, accepted: tuple[str, ...]) -> int:
-    """Move the traveller; returns the number of the last round that its source finished."""
-    source = hosts.store.read("crosses").process.console
-    options = Options(translate=True, lives_with_parent=True)
-    await hosts.move("crosses", host, options, accepted=accepted)
-    before = rounds(source.read_text(encoding="utf-8", errors="replace"))
-    # None was finished there if the guest came and went within one round.
-    return max(before, default=-1)
 
 
 def counted(text: str) -> dict[str, int]:
@@ -231,17 +252,6 @@ def counted(text: str) -> dict[str, int]:
                 if name.isupper()
             }
     return last
-
-
-async def _counts(hosts: Hosts, name: str) -> dict[str, int]:
-    """The module's next counts: it goes on counting where it counted abroad."""
-    console = hosts.store.read(name).process.console
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            text = console.read_text(encoding="utf-8", errors="replace")
-            if (counts := counted(text)) or died(text):
-                return counts
-            await asyncio.sleep(POLL_S)
 
 
 async def _translated(hosts: Hosts, name: str) -> dict[str, int]:
