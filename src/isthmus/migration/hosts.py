@@ -32,6 +32,7 @@ from isthmus.migration.record import (
     read_record,
     records,
 )
+from isthmus.translate.rewrite.record import RECORD, RewriteOrder
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.translate.table import translatable
 from isthmus.values import Value
@@ -160,7 +161,7 @@ class Hosts:
             verdict = self.check(guest, host, translate=options.translate, accepted=accepted)
             verdict.require()
             options = msgspec.structs.replace(options, translate=verdict.needs_translation)
-            plan = self._plan(guest, host, verdict, tcp=options.channel == "tcp")
+            plan = self._plan(guest, host, verdict, options)
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -170,8 +171,20 @@ class Hosts:
                 adopt=lambda record: adopt(self.store, record),
             )
 
-    def _plan(self, guest: Guest, host: str, verdict: Preflight, *, tcp: bool) -> Plan:
+    def _plan(self, guest: Guest, host: str, verdict: Preflight, options: engine.Options) -> Plan:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
+        rewrite = None
+        if guest.rewritten is not None or (options.rewrite and verdict.needs_translation):
+            rewrite = RewriteOrder(
+                record=folder / RECORD,
+                born=guest.shown.features,
+                # Without the wish to rewrite, all is put back: as if nothing were missing.
+                features=verdict.shown.features if options.rewrite else guest.shown.features,
+                maker=self.cpus.offered(host).vendor if options.rewrite else guest.shown.vendor,
+                memory_mib=guest.spec.memory_mib,
+                kernel=guest.spec.kernel,
+                prior=guest.rewritten,
+            )
         return Plan(
             id=new_id(),
             guest=guest.name,
@@ -182,13 +195,16 @@ class Hosts:
                 directory=folder,
                 translator=folder if verdict.needs_translation else None,
             ),
-            channel="tcp:127.0.0.1:0" if tcp else f"unix:{folder / 'stream.sock'}",
+            channel="tcp:127.0.0.1:0"
+            if options.channel == "tcp"
+            else f"unix:{folder / 'stream.sock'}",
             spec=msgspec.structs.replace(
                 guest.spec, cpu=cpu_argument(verdict.shown, self.cpus.named)
             ),
             source_host=guest.host,
             destination_host=host,
             created=time.time(),
+            rewrite=rewrite,
         )
 
 
@@ -221,6 +237,7 @@ def adopt(store: GuestStore, record: MigrationRecord) -> None:
             process=running,
             streams=(*guest.streams, running.payload),
             translator=side.translator,
+            rewritten=plan.rewrite.record if plan.rewrite is not None else None,
         )
     )
 

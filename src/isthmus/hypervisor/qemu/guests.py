@@ -27,7 +27,8 @@ class Guest(Value, frozen=True):
 
     ``host`` names the CPU model that the process plays; ``shown`` is the CPU that the guest saw at
     boot and keeps.  ``streams`` are the payload's report files in the order of the hops, and
-    ``translator`` the folder of the translator where one is armed.
+    ``translator`` the folder of the translator where one is armed; ``rewritten`` the record of what
+    is not in its memory as it was at home.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Guest(Value, frozen=True):
     process: QemuProcess
     streams: tuple[Path, ...] = ()
     translator: Path | None = None
+    rewritten: Path | None = None
     schema: int = SCHEMA_VERSION
 
     @property
