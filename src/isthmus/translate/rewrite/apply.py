@@ -7,7 +7,6 @@ is done.  Doing it twice changes nothing.  If one site does not read back as wri
 back.
 """
 
-import time
 from collections.abc import Iterator
 
 from isthmus.errors import IsthmusError
@@ -61,14 +60,10 @@ class Rewriter:
 
         :returns: the new record, which also says what was not done: those sites trap.
         """
-        begun = time.perf_counter()
         try:
-            record = await self._apply(stub)
+            return await self._apply(stub)
         except (IsthmusError, OSError) as error:
-            record = RewriteRecord(problem=str(error))
-        took = round((time.perf_counter() - begun) * 1000, 3)
-        fields = {name: getattr(record, name) for name in record.__struct_fields__}
-        return RewriteRecord(**{**fields, "took_ms": took})
+            return RewriteRecord(problem=str(error))
 
     async def _apply(self, stub: Stub) -> RewriteRecord:
         order = self.order

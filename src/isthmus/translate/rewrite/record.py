@@ -46,8 +46,7 @@ class RewriteRecord(Value, frozen=True):
 
     ``entry`` is the linear address of its #UD handler, by which its kernel is known again;
     ``restored`` how many sites were put back on arrival here; ``left`` says what was not written,
-    and why, in words with their number; ``problem`` is why nothing was done, if so;
-    ``took_ms`` while the guest stood still.
+    and why, in words with their number; ``problem`` is why nothing was done, if so.
     """
 
     entry: int = 0
@@ -55,7 +54,6 @@ class RewriteRecord(Value, frozen=True):
     restored: int = 0
     left: dict[str, int] = msgspec.field(default_factory=dict)
     problem: str = ""
-    took_ms: float = 0.0
     schema: int = SCHEMA_VERSION
 
 
