@@ -1,4 +1,4 @@
-"""A guest's kernel and vDSO are rewritten for a CPU without RDTSCP, and put back on the way home."""
+"""A guest's kernel and vDSO are rewritten for a CPU without RDTSCP, and put back at home."""
 
 import asyncio
 import tempfile

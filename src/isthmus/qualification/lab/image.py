@@ -30,6 +30,7 @@ done < /lib/modules/order
 echo 1 > /proc/sys/kernel/print-fatal-signals
 echo 7 > /proc/sys/kernel/printk
 echo "isthmus: guest is up"
+for program in /extra/*; do [ -x "$program" ] && "$program" & done
 case " $(cat /proc/cmdline) " in
 *" isthmus.shell=1 "*) setsid sh -c 'exec sh < /dev/ttyS0 > /dev/ttyS0 2>&1' & ;;
 esac
@@ -73,12 +74,17 @@ def command_line(options: Mapping[str, object] | None = None, **more: object) ->
 
 
 def build_image(
-    kernel: str | None = None, *, cache: Path, progress: Callable[[str], None] = lambda _: None
+    kernel: str | None = None,
+    *,
+    cache: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> GuestImage:
     """Build the image, or take it from ``cache``; safe with several builders at once.
 
     :param kernel: see :func:`isthmus.qualification.lab.kernel.fetch_kernel`.
     :param progress: is told each step that takes time.
+    :param extra: more programs by name, started beside the payload.
     :raises EnvironmentLackError: busybox, a compiler, apt or the disk's space is missing.
     :raises InputError: ``kernel`` names nothing usable.
     """
@@ -86,7 +92,7 @@ def build_image(
     busybox = _busybox(cache, progress)
     payload = build_payload(cache, progress=progress).read_bytes()
     image = read_bytes(guest_kernel.vmlinuz, limit=256 << 20)
-    initrd = archive(_entries(guest_kernel, busybox, payload))
+    initrd = archive(_entries(guest_kernel, busybox, payload, extra or {}))
     key = key_of(image, initrd)
 
     def make(_scratch: Path) -> Made:
@@ -108,7 +114,9 @@ def _image(stored: Stored, key: str) -> GuestImage:
     )
 
 
-def _entries(kernel: GuestKernel, busybox: bytes, payload: bytes) -> Iterator[Entry]:
+def _entries(
+    kernel: GuestKernel, busybox: bytes, payload: bytes, extra: Mapping[str, bytes]
+) -> Iterator[Entry]:
     for path in ("bin", "dev", "lib", "lib/modules", "proc", "sys"):
         yield folder(path)
     yield file("init", INIT, executable=True)
@@ -116,6 +124,10 @@ def _entries(kernel: GuestKernel, busybox: bytes, payload: bytes) -> Iterator[En
     for applet in APPLETS:
         yield link(f"bin/{applet}", "busybox")
     yield file("bin/payload", payload, executable=True)
+    if extra:
+        yield folder("extra")
+    for name, content in sorted(extra.items()):
+        yield file(f"extra/{name}", content, executable=True)
     for name, content in kernel.modules:
         yield file(f"lib/modules/{name}.ko", content)
     order = "".join(f"{name}\n" for name, _ in kernel.modules)

@@ -1,0 +1,131 @@
+"""How fast a moved and rewritten guest reads its clock, beside one that was levelled from birth.
+
+Both run on the same host, which lacks RDTSCP, in turn; the program (bench/clock_loop.c) calls
+clock_gettime by the vDSO.  One was booted with RDTSCP and moved there; the same guest is also
+measured without rewriting, where each reading traps.  Prints readings a second and ratios, and a
+line of JSON.
+"""
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from isthmus.baseline.level import level
+from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.hypervisor.qemu.engine import Accelerator
+from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.qemu.models import read_cpus
+from isthmus.migration.engine import Options
+from isthmus.migration.hosts import Hosts, Machine
+from isthmus.places import cache_folder
+from isthmus.qualification.lab.image import build_image, command_line
+
+SOURCE, DESTINATION = "phenom", "Penryn"
+PROGRAM = Path(__file__).with_name("clock_loop.c")
+BOUND = 0.8
+WINDOWS = 8
+WORD = "clock readings "
+
+
+def program(folder: Path) -> bytes:
+    """The loop, compiled; static, so that the guest needs no libraries."""
+    out = folder / "clock_loop"
+    subprocess.run(["gcc", "-O2", "-static", "-o", out, PROGRAM], check=True)
+    return out.read_bytes()
+
+
+async def rates(console: Path) -> list[float]:
+    """The next windows' readings a second; the one that is under way is not counted."""
+
+    def found() -> list[float]:
+        text = console.read_text(encoding="utf-8", errors="replace")
+        return [
+            float(line.split(WORD)[1])
+            for line in text.split("\n")[:-1]
+            if WORD in line and line.split(WORD)[1].strip().isdecimal()
+        ]
+
+    before = len(found()) + 1
+    async with asyncio.timeout(240):
+        while len(found()) < before + WINDOWS:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    return found()[before : before + WINDOWS]
+
+
+async def run() -> dict[str, list[float]]:
+    """Readings a second: levelled, rewritten, and only translated."""
+    qemu = find_qemu()
+    results: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as name:
+        folder = Path(name)
+        image = build_image(cache=cache_folder(), extra={"clock_loop": program(folder)})
+        machine = Machine(
+            kernel=image.kernel,
+            initrd=image.initrd,
+            command_line=command_line(test="none", tick_ms=1000, threads=1),
+        )
+        cpus = await read_cpus(qemu, Accelerator.TCG)
+        store = GuestStore(folder / "state", folder / "run")
+        hosts = Hosts(qemu, Accelerator.TCG, cpus, store)
+        shown = level([cpus.offered(SOURCE), cpus.offered(DESTINATION)]).model
+        try:
+            guest = await hosts.start("levelled", DESTINATION, machine, shown=shown)
+            await _up(guest.process.console)
+            results["levelled"] = await rates(guest.process.console)
+            guest.process.kill()
+            guest = await hosts.start("moved", SOURCE, machine)
+            await _up(guest.process.console)
+            results["home"] = await rates(guest.process.console)
+            for what, rewrite in (("rewritten", True), ("translated", False)):
+                options = Options(translate=True, rewrite=rewrite)
+                await hosts.move("moved", DESTINATION, options)
+                results[what] = await rates(store.read("moved").process.console)
+                await hosts.move("moved", SOURCE, Options())
+        finally:
+            for known in store.names():
+                store.read(known).process.kill()
+    return results
+
+
+def _said(console: Path) -> bool:
+    return console.exists() and WORD.encode() in console.read_bytes()
+
+
+async def _up(console: Path) -> None:
+    async with asyncio.timeout(120):
+        while not _said(console):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+def figures(results: dict[str, list[float]]) -> dict[str, float]:
+    """The figures of one run."""
+    medians = {name: statistics.median(values) for name, values in results.items()}
+    return {
+        "rewritten_clock_ratio": round(medians["rewritten"] / medians["levelled"], 3),
+        "translated_clock_ratio": round(medians["translated"] / medians["levelled"], 5),
+        **{f"{name}_per_s": round(median) for name, median in medians.items()},
+    }
+
+
+def measure() -> dict[str, float]:
+    """Run it and return the figures."""
+    return figures(asyncio.run(run()))
+
+
+def main() -> int:
+    """Run the bench; 0 if the bound holds."""
+    found = measure()
+    for name, value in found.items():
+        print(f"{name:24} {value:14,.3f}")
+    ok = found["rewritten_clock_ratio"] >= BOUND
+    bounds = {"rewritten_clock_ratio": [">=", BOUND]}
+    print(json.dumps({"bench": "translate_rewrite", "figures": found, "bounds": bounds, "ok": ok}))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
