@@ -1,12 +1,13 @@
 """Rewrite a paused guest for the host it is on, or put it back as it was at home.
 
-The order of steps is such that a crash at any instruction leaves a guest that can be mended: the
-record of all that will differ from home is on the disk before the first byte is written; each site
-is written by one request; what stands there is compared with what the record says before anything
-is done.  Doing it twice changes nothing.  If one site does not read back as written, all are put
-back.
+The order of steps is such that a crash at any instruction leaves a guest that can be mended: before
+the first byte is written the disk holds an intent, with the form that each site has and the one
+that it gets; each site is written by one request; and what stands there is compared with what is
+written down before anything is done.  Doing it twice changes nothing.  If one site does not read
+back as written, all are put back.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 from isthmus.errors import IsthmusError
@@ -60,15 +61,22 @@ class Rewriter:
 
         :returns: the new record, which also says what was not done: those sites trap.
         """
-        try:
-            return await self._apply(stub)
-        except (IsthmusError, OSError) as error:
-            return RewriteRecord(problem=str(error))
-
-    async def _apply(self, stub: Stub) -> RewriteRecord:
         order = self.order
-        # A record that stands here already was begun by a predecessor that was killed.
-        prior = read_record(order.record if order.record.exists() else order.prior)
+        prior = RewriteRecord()
+        try:
+            # A record that stands here already was begun by a predecessor that was killed.
+            prior = read_record(order.record if order.record.exists() else order.prior)
+            return await self._apply(stub, prior)
+        except (IsthmusError, OSError) as error:
+            # What was known of the guest is not forgotten.
+            record = RewriteRecord(entry=prior.entry, written=prior.written, problem=str(error))
+            with contextlib.suppress(IsthmusError):
+                if not order.record.exists():
+                    write_record(order.record, record)
+            return record
+
+    async def _apply(self, stub: Stub, prior: RewriteRecord) -> RewriteRecord:
+        order = self.order
         where = await guest.standing(stub)
         placed: Placed | None = None
         problem = self.problem
@@ -102,7 +110,9 @@ class Rewriter:
             problem=problem,
         )
         if work.steps:
-            write_record(order.record, record)
+            stands = [known[one.address] for one, _, _ in work.steps if one.address in known]
+            intent = (*record.written, *stands)
+            write_record(order.record, RewriteRecord(entry=where.entry, written=intent))
             if not await guest.write(stub, [(one.physical, new) for one, _, new in work.steps]):
                 await guest.write(stub, [(one.physical, old) for one, old, _ in work.steps])
                 record = RewriteRecord(
@@ -219,14 +229,16 @@ async def _known(stub: Stub, prior: RewriteRecord, where: Standing) -> dict[int,
         *(b"m%x,%x" % (one.physical, len(one.now)) for one in prior.written),
         b"Qqemu.PhyMemMode:0",
     )
-    known = {}
+    known: dict[int, Written] = {}
+    at_home: set[int] = set()
     for one, answer in zip(prior.written, answers[1:-1], strict=True):
         if answer == one.after.encode():
             known[one.address] = one
-        elif answer != one.before.encode():
-            raise UnknownKernelError(
-                "the guest's text is not what the record of its rewriting says"
-            )
+        elif answer == one.before.encode():
+            at_home.add(one.address)
+    # An intent names two forms of one site.
+    if {one.address for one in prior.written} - known.keys() - at_home:
+        raise UnknownKernelError("the guest's text is not as the record of its rewriting says")
     return known
 
 
