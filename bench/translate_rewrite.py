@@ -29,7 +29,7 @@ from isthmus.qualification.lab.image import build_image, command_line
 SOURCE, DESTINATION = "phenom", "Penryn"
 PROGRAM = Path(__file__).with_name("clock_loop.c")
 BOUND = 0.8
-ROUNDS, WINDOWS = 5, 3
+ROUNDS, WINDOWS = 10, 2
 WORD = "clock readings "
 
 
@@ -115,11 +115,14 @@ async def _up(console: Path) -> None:
 
 def figures(results: dict[str, list[float]]) -> dict[str, float]:
     """The figures of one run."""
-    medians = {name: statistics.median(values) for name, values in results.items()}
-    return {
-        f"{name}_clock_ratio": round(medians[name] / medians[f"levelled beside {name}"], 5)
-        for name in ("rewritten", "translated")
-    } | {f"{name.replace(' ', '_')}_per_s": round(median) for name, median in medians.items()}
+    found = {}
+    for name in ("rewritten", "translated"):
+        # Neighbours in time are compared, so that other work of the machine hits both.
+        pairs = zip(results[name], results[f"levelled beside {name}"], strict=True)
+        found[f"{name}_clock_ratio"] = round(statistics.median(a / b for a, b in pairs), 5)
+    for name, values in results.items():
+        found[f"{name.replace(' ', '_')}_per_s"] = round(statistics.median(values))
+    return found
 
 
 def measure() -> dict[str, float]:

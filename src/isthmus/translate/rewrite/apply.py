@@ -34,7 +34,7 @@ from isthmus.translate.rewrite.record import (
 from isthmus.translate.rsp import Stub
 from isthmus.values import read_bytes
 
-SEARCH_LIMIT_MIB = 1024
+SEARCH_LIMIT_MIB = 512
 """Guests with more memory are not searched for saved contexts: it would take too long."""
 
 _MIB = 1 << 20
