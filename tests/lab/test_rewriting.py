@@ -20,7 +20,7 @@ from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.payload.verdict import judge
 from isthmus.translate.rewrite.guest import dump
-from isthmus.translate.rewrite.record import RewriteRecord, read_record
+from isthmus.translate.rewrite.record import RECORD, RewriteRecord, read_record
 from isthmus.translate.rsp import Stub
 from isthmus.translate.service import TranslatorClient
 
@@ -82,10 +82,10 @@ async def rdtscp_traps(hosts: Hosts) -> int:
 
 
 def record(hosts: Hosts) -> RewriteRecord:
-    path = hosts.store.read("g").rewritten
-    assert path is not None
-    found = read_record(path)
+    guest = hosts.store.read("g")
+    found = read_record(guest.process.directory / RECORD)
     assert found.problem == ""
+    assert (guest.rewritten is not None) == bool(found.written)
     return found
 
 

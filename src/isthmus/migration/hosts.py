@@ -33,6 +33,7 @@ from isthmus.migration.record import (
     records,
 )
 from isthmus.translate.rewrite.record import RECORD, RewriteOrder
+from isthmus.translate.rewrite.record import read_record as read_rewritten
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.translate.table import translatable
 from isthmus.values import Value
@@ -237,9 +238,17 @@ def adopt(store: GuestStore, record: MigrationRecord) -> None:
             process=running,
             streams=(*guest.streams, running.payload),
             translator=side.translator,
-            rewritten=plan.rewrite.record if plan.rewrite is not None else None,
+            rewritten=_rewritten(plan),
         )
     )
+
+
+def _rewritten(plan: Plan) -> Path | None:
+    """The record of what is not as at home in the guest that has arrived, if anything is."""
+    if plan.rewrite is None:
+        return None
+    path = plan.rewrite.record
+    return path if read_rewritten(path).written else None
 
 
 def unfinished(store: GuestStore, guest: str | None = None) -> list[Path]:
