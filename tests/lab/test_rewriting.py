@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from isthmus.errors import EnvironmentLackError
@@ -137,5 +138,27 @@ async def test_no_reading_of_the_clock_traps_there_and_all_is_as_before_at_home(
             kept.get(one.address, one.before) for one in away.written
         ]
         await ticks(hosts, 2)
+    result = verdict(hosts)
+    assert result.ok, result.faults
+
+
+async def test_with_an_image_that_tells_nothing_all_is_trapped_as_before(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """The payload of the image is gone; its header, which QEMU reads, is there."""
+    guest = await born(hosts, "", 1, None)
+    broken = tmp_path / "vmlinuz"
+    whole = guest.spec.kernel.read_bytes()
+    broken.write_bytes(whole[:0x8000].ljust(len(whole), b"\0"))
+    spec = msgspec.structs.replace(guest.spec, kernel=broken)
+    hosts.store.write(msgspec.structs.replace(guest, spec=spec))
+    await hosts.move("g", "Penryn", AWAY)
+    moved = hosts.store.read("g")
+    assert read_record(moved.process.directory / RECORD).problem != ""
+    assert moved.rewritten is None
+    await ticks(hosts, 2)
+    assert await rdtscp_traps(hosts) > 100
+    await hosts.move("g", "phenom", Options())
+    await ticks(hosts, 2)
     result = verdict(hosts)
     assert result.ok, result.faults

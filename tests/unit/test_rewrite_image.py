@@ -10,7 +10,7 @@ import pytest
 from isthmus.errors import InputError, IsthmusError
 from isthmus.places import cache_folder
 from isthmus.qualification.lab.kernel import fetch_kernel
-from isthmus.translate.rewrite.guest import UnknownKernelError, find_slide
+from isthmus.translate.rewrite.guest import UnknownKernelError, find_slide, standing
 from isthmus.translate.rewrite.image import KernelImage, unpack
 from isthmus.translate.rewrite.knowledge import knowledge
 from isthmus.translate.rewrite.plan import sites
@@ -123,3 +123,36 @@ def test_a_real_kernels_clock_and_hypercalls_are_found(series: str | None) -> No
     (vdso,) = image.vdsos()
     assert len(sites(vdso[1].alternatives(), vdso[1], base=vdso[0])) >= 4
     assert unpack(image.data) is image.data
+
+
+class Monitor:
+    """The text of `info registers -a`, and an interrupt table whose gate 6 leads to ENTRY."""
+
+    ENTRY = 0xFFFF_FFFF_8180_1220
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    async def command(self, _line: str) -> str:
+        return self.text
+
+    async def ask(self, *requests: bytes) -> list[bytes]:
+        return [b"OK"] * len(requests)
+
+    async def memory(self, _address: int, _length: int) -> bytes:
+        low, middle = self.ENTRY.to_bytes(8, "little")[:2], self.ENTRY.to_bytes(8, "little")[2:4]
+        return low + b"\x10\0\0\x8e" + middle + b"\xff\xff\xff\xff" + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "rips"), [("RIP=ffffffff81000100", (TEXT + 0x100,)), ("EIP=08048000", ())]
+)
+async def test_a_vcpu_in_32_bit_code_has_its_kernel_all_the_same(
+    pointer: str, rips: tuple[int, ...]
+) -> None:
+    text = (
+        f"\nCPU#0\n{pointer} RFL=00000246\nIDT=     fffffe0000000000 00000fff\n"
+        "CR0=80050033 CR2=0000000000000000 CR3=000000000288e000 CR4=000006b0\n"
+    )
+    found = await standing(Monitor(text))
+    assert (found.entry, found.rips, found.space.cr3) == (Monitor.ENTRY, rips, 0x288E000)
