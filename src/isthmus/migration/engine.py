@@ -31,8 +31,8 @@ from isthmus.migration.record import (
 )
 from isthmus.migration.sides import Destination, Source
 from isthmus.migration.verify import watch
-from isthmus.translate.service import TranslatorClient, spawn
-from isthmus.values import Value
+from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
+from isthmus.values import Value, to_json
 
 
 class Options(Value, frozen=True):
@@ -40,6 +40,7 @@ class Options(Value, frozen=True):
 
     ``bandwidth`` in bytes/s and ``downtime_limit_ms``: QEMU's own limits where None;
     ``verify_s`` how long at most to watch before the commit; ``translate`` arms the translator;
+    ``rewrite`` then also rewrites the kernel's patch sites;
     ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring).
     """
 
@@ -47,6 +48,7 @@ class Options(Value, frozen=True):
     downtime_limit_ms: int | None = None
     verify_s: float = 10.0
     translate: bool = False
+    rewrite: bool = True
     channel: str = "unix"
     lives_with_parent: bool = False
 
@@ -193,7 +195,23 @@ class _Run:
                     remedy="name the destination by its host (--to), not by a socket",
                 )
             self.armed = await spawn(side.directory / "gdb.sock", side.translator)
+        await self._prepare_rewriting()
         await self.enter(Phase.PREPARED)
+
+    async def _prepare_rewriting(self) -> None:
+        """Have the order to rewrite read, by the translator or by one that leaves afterwards."""
+        order = self.journal.record.plan.rewrite
+        folder = self.destination.side.directory
+        if order is None or folder is None:
+            return
+        if self.armed is None:
+            try:
+                self.armed = await TranslatorClient.connect(folder)
+            except TranslatorError:
+                self.armed = await spawn(folder / "gdb.sock", folder)
+        path = folder / "rewrite.json"
+        path.write_bytes(to_json(order))
+        await self.armed.prepare(path)
 
     async def transfer(self) -> None:
         """Precopy, switch over, start the destination."""
@@ -221,8 +239,15 @@ class _Run:
     async def _start(self) -> None:
         """Let the destination run.  The journal says so first: it may have run from here on."""
         if self.armed is not None:
-            await self.armed.arm()
-            self.destination.translator, self.armed = self.armed, None
+            if self.journal.record.plan.rewrite is not None:
+                await self.armed.rewrite()
+            if self.destination.side.translator is not None:
+                await self.armed.arm()
+                self.destination.translator = self.armed
+            else:
+                await self.armed.detach()
+                await self.armed.close()
+            self.armed = None
         await self.enter(Phase.STARTING)
         await self.destination.start()
         await self.enter(Phase.VERIFYING)
@@ -327,6 +352,7 @@ class _Run:
             if self.destination.side.translator is not None and self.armed is None:
                 self.armed = await TranslatorClient.connect(self.destination.side.translator)
             if situation.destination is Copy.HELD:
+                await self._prepare_rewriting()
                 await self._start()
             else:
                 self.destination.translator, self.armed = self.armed, None

@@ -33,6 +33,8 @@ from isthmus.migration.record import (
     records,
 )
 from isthmus.translate.placement import Service, service
+from isthmus.translate.rewrite.record import RECORD, RewriteOrder
+from isthmus.translate.rewrite.record import read_record as read_rewritten
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.translate.table import Placement
 from isthmus.values import Value
@@ -167,7 +169,7 @@ class Hosts:
             verdict.require()
             outside = verdict.needs_translation and by.placement is Placement.OUTSIDE
             options = msgspec.structs.replace(options, translate=outside)
-            plan = self._plan(guest, host, verdict, outside=outside, tcp=options.channel == "tcp")
+            plan = self._plan(guest, host, verdict, options)
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -177,10 +179,20 @@ class Hosts:
                 adopt=lambda record: adopt(self.store, record),
             )
 
-    def _plan(
-        self, guest: Guest, host: str, verdict: Preflight, *, outside: bool, tcp: bool
-    ) -> Plan:
+    def _plan(self, guest: Guest, host: str, verdict: Preflight, options: engine.Options) -> Plan:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
+        rewrite = None
+        if guest.rewritten is not None or (options.rewrite and options.translate):
+            rewrite = RewriteOrder(
+                record=folder / RECORD,
+                born=guest.shown.features,
+                # Without the wish to rewrite, all is put back: as if nothing were missing.
+                features=verdict.shown.features if options.rewrite else guest.shown.features,
+                maker=self.cpus.offered(host).vendor if options.rewrite else guest.shown.vendor,
+                memory_mib=guest.spec.memory_mib,
+                kernel=guest.spec.kernel,
+                prior=guest.rewritten,
+            )
         return Plan(
             id=new_id(),
             guest=guest.name,
@@ -189,15 +201,18 @@ class Hosts:
                 qmp=folder / "qmp.sock",
                 observe=folder / "observe.sock",
                 directory=folder,
-                translator=folder if outside else None,
+                translator=folder if options.translate else None,
             ),
-            channel="tcp:127.0.0.1:0" if tcp else f"unix:{folder / 'stream.sock'}",
+            channel="tcp:127.0.0.1:0"
+            if options.channel == "tcp"
+            else f"unix:{folder / 'stream.sock'}",
             spec=msgspec.structs.replace(
                 guest.spec, cpu=cpu_argument(verdict.shown, self.cpus.named)
             ),
             source_host=guest.host,
             destination_host=host,
             created=time.time(),
+            rewrite=rewrite,
         )
 
 
@@ -235,8 +250,17 @@ def adopt(store: GuestStore, record: MigrationRecord) -> None:
             process=running,
             streams=(*guest.streams, running.payload),
             translator=side.translator,
+            rewritten=_rewritten(plan),
         )
     )
+
+
+def _rewritten(plan: Plan) -> Path | None:
+    """The record of what is not as at home in the guest that has arrived, if anything is."""
+    if plan.rewrite is None:
+        return None
+    path = plan.rewrite.record
+    return path if read_rewritten(path).written else None
 
 
 def unfinished(store: GuestStore, guest: str | None = None) -> list[Path]:

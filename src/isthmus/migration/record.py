@@ -20,6 +20,7 @@ import msgspec
 from isthmus.errors import EnvironmentLackError, InputError, IsthmusError
 from isthmus.hypervisor.qemu.process import LaunchSpec, ProcessIdentity
 from isthmus.migration.phases import FINAL, TRANSITIONS, Phase
+from isthmus.translate.rewrite.record import RewriteOrder
 from isthmus.values import Value, from_json, read_bytes, to_json
 
 SCHEMA_VERSION = 1
@@ -47,6 +48,7 @@ class Plan(Value, frozen=True):
 
     ``spec`` is how Isthmus launches the destination, None where it already waits at its monitor.
     ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder.
+    ``rewrite``: what to rewrite in the guest before it runs there, or to put back.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Plan(Value, frozen=True):
     source_host: str = ""
     destination_host: str = ""
     created: float = 0.0
+    rewrite: RewriteOrder | None = None
     schema: int = SCHEMA_VERSION
 
 

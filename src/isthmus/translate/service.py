@@ -24,8 +24,10 @@ import msgspec
 
 from isthmus.errors import HypervisorError, IsthmusError
 from isthmus.translate.outside import Translator, TranslatorStatus
+from isthmus.translate.rewrite.apply import Rewriter
+from isthmus.translate.rewrite.record import RewriteOrder, RewriteRecord
 from isthmus.translate.rsp import Stub, StubGoneError
-from isthmus.values import Value, to_json
+from isthmus.values import Value, read_value, to_json
 
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
@@ -44,6 +46,7 @@ class _Answer(Value, frozen=True):
     error: str = ""
     arm: ArmReport | None = None
     status: TranslatorStatus | None = None
+    rewritten: RewriteRecord | None = None
 
 
 class TranslatorError(HypervisorError):
@@ -78,6 +81,16 @@ class TranslatorClient:
         assert answer.arm is not None
         return answer.arm
 
+    async def prepare(self, order: Path) -> None:
+        """Read the order to rewrite that lies there, and the kernel image that it names."""
+        await self._do("prepare", order=str(order))
+
+    async def rewrite(self) -> RewriteRecord:
+        """Carry out the prepared order on the paused guest; before :meth:`arm`."""
+        answer = await self._do("rewrite")
+        assert answer.rewritten is not None
+        return answer.rewritten
+
     async def resume(self) -> None:
         """Let the guest run, served."""
         await self._do("resume")
@@ -109,9 +122,9 @@ class TranslatorClient:
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    async def _do(self, what: str) -> _Answer:
+    async def _do(self, what: str, **more: str) -> _Answer:
         try:
-            self._writer.write(to_json({"do": what}) + b"\n")
+            self._writer.write(to_json({"do": what, **more}) + b"\n")
             line = await asyncio.wait_for(self._reader.readline(), ANSWER_TIMEOUT_S)
             answer = msgspec.json.decode(line, type=_Answer)
         except (OSError, TimeoutError, ValueError, msgspec.MsgspecError) as error:
@@ -153,12 +166,16 @@ class Service:
         self._translator = translator
         self._turn = asyncio.Lock()
         self.detached = False
+        self._rewriter: Rewriter | None = None
 
-    async def answer(self, what: str) -> _Answer:
-        """Carry out one command."""
+    async def answer(self, what: str, *, order: str = "") -> _Answer:
+        """Carry out one command; ``order`` is the file that ``prepare`` is about."""
         if what == "status":
             return _Answer(ok=True, status=self._translator.status())
         async with self._turn:
+            if what == "prepare":
+                self._rewriter = Rewriter(read_value(Path(order), RewriteOrder))
+                return _Answer(ok=True)
             return await self._carry_out(what)
 
     async def _carry_out(self, what: str) -> _Answer:
@@ -168,6 +185,8 @@ class Service:
             vectors = await translator.arm()
             took = round((time.perf_counter() - begun) * 1000, 3)
             return _Answer(ok=True, arm=ArmReport(entry=vectors.entry, took_ms=took))
+        if what == "rewrite" and self._rewriter is not None:
+            return _Answer(ok=True, rewritten=await self._rewriter.apply(translator.stub))
         if what == "resume":
             await translator.release()
         elif what == "hold":
@@ -196,7 +215,7 @@ class Service:
             while line := await reader.readline():
                 try:
                     request = msgspec.json.decode(line, type=dict[str, str])
-                    reply = await self.answer(request.get("do", ""))
+                    reply = await self.answer(request.get("do", ""), order=request.get("order", ""))
                 except (IsthmusError, msgspec.MsgspecError) as error:
                     reply = _Answer(ok=False, error=str(error))
                 writer.write(to_json(reply) + b"\n")

@@ -28,7 +28,8 @@ class Guest(Value, frozen=True):
     ``host`` names the CPU model that the process plays; ``shown`` is the CPU that the guest saw at
     boot and keeps.  ``streams`` are the payload's report files in the order of the hops, and
     ``translator`` the folder of the translator where one is armed; ``module``: its kernel has the
-    translator's module loaded, so that it needs none outside.
+    translator's module loaded, so that it needs none outside; ``rewritten`` the record of what is
+    not in its memory as it was at home.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Guest(Value, frozen=True):
     streams: tuple[Path, ...] = ()
     translator: Path | None = None
     module: bool = False
+    rewritten: Path | None = None
     schema: int = SCHEMA_VERSION
 
     @property

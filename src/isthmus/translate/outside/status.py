@@ -22,8 +22,8 @@ class TranslatorStatus(Value, frozen=True):
     done several instructions; ``passed``: #UDs that were the guest's own affair; ``faulted``:
     instructions of ours that raised another exception, as they would have on their own CPU;
     ``spurious``: stops without a #UD; ``us_per_instruction``: mean time from stop to resume in µs;
-    ``refused``: by family, instructions that are known and that no translator does: the guest got its
-    #UD;
+    ``refused``: by family, instructions that are known and that no translator does: the guest got
+    its #UD;
     ``lacking``: instructions that are known and could not be done, since no stub shows YMM's upper
     halves: the guest got its #UD;
     ``standing``: signal number of a stop that somebody else made and we do not answer, else 0;
