@@ -22,8 +22,10 @@ static void execute(struct instruction *insn, size_t available)
         for (size_t i = 0; i < count && !taken; i++) {
             struct instruction attempt = *insn; /* a group that declines leaves no trace */
             taken = (insn->vex ? vex_groups : groups)[i](&attempt);
-            if (taken)
+            if (taken && attempt.run)
                 *insn = attempt;
+            else if (taken)
+                insn->ended = attempt.ended;
         }
         if (!taken && insn->machine->ordinary) {
             struct instruction attempt = *insn;
