@@ -32,7 +32,7 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-enum { MOST_IN_ONE_TRAP = 64, GUARD = 4096, LONGEST = 15 };
+enum { MOST_IN_ONE_TRAP = 64, GUARD = 4096, LONGEST = 15, WINDOW = 64 };
 enum { MAGIC1 = 0x46505853, X87 = 1, SSE = 2, AVX = 4 };
 
 static int (*real_sigaction)(int, const struct sigaction *, struct sigaction *);
@@ -62,10 +62,18 @@ static const int order[16] = {
     REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
 };
 
+/* The program's code from `start` on, as far as it was read. */
+struct window {
+    uint64_t start;
+    size_t available;
+    uint8_t code[WINDOW];
+};
+
 static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
                 uint64_t *fault_address, uint32_t *error_code)
 {
-    (void)context;
+    if (access == ISTHMUS_WRITE && context)
+        ((struct window *)context)->available = 0; /* it may write what comes next */
     struct iovec ours = {bytes, size}, guests = {(void *)address, size};
     int saved = errno;
     long call = access == ISTHMUS_WRITE ? SYS_process_vm_writev : SYS_process_vm_readv;
@@ -159,18 +167,28 @@ static void give_state(const struct isthmus_machine *machine, const struct isthm
     }
 }
 
-/* The bytes at an address, as far as they can be read. */
-static size_t fetch(uint64_t address, uint8_t *code)
+/* The bytes at an address, of which `available` can be read; asked of the kernel only where they are not
+ * at hand: reading is the dearest thing in a trap. */
+static const uint8_t *fetch(struct window *window, uint64_t address, size_t *available)
 {
-    uint64_t fault;
+    uint64_t fault, offset = address - window->start;
     uint32_t error;
-    size_t to_page_end = GUARD - address % GUARD, first = LONGEST < to_page_end ? LONGEST : to_page_end;
-    if (move(NULL, ISTHMUS_READ, address, code, (uint32_t)first, &fault, &error) != ISTHMUS_OK)
-        return 0;
-    if (first < LONGEST && move(NULL, ISTHMUS_READ, address + first, code + first,
-                                (uint32_t)(LONGEST - first), &fault, &error) == ISTHMUS_OK)
-        return LONGEST;
-    return first;
+    if (offset < window->available && window->available - offset >= LONGEST) {
+        *available = LONGEST;
+        return window->code + offset;
+    }
+    size_t to_page_end = GUARD - address % GUARD, first = WINDOW < to_page_end ? WINDOW : to_page_end;
+    window->start = address;
+    window->available = 0;
+    if (move(NULL, ISTHMUS_READ, address, window->code, (uint32_t)first, &fault, &error) ==
+        ISTHMUS_OK)
+        window->available = first;
+    if (window->available && first < LONGEST &&
+        move(NULL, ISTHMUS_READ, address + first, window->code + first,
+             (uint32_t)(LONGEST - first), &fault, &error) == ISTHMUS_OK)
+        window->available = LONGEST;
+    *available = window->available < LONGEST ? window->available : LONGEST;
+    return window->code;
 }
 
 /* Raise at the program's instruction what it would have raised itself. */
@@ -205,8 +223,8 @@ static void on_sigill(int number, siginfo_t *information, void *data)
     ucontext_t *context = data;
     struct isthmus_machine machine;
     struct isthmus_outcome outcome, all = {0};
-    const struct isthmus_memory memory = {.move = move};
-    uint8_t code[LONGEST];
+    struct window window = {.available = 0};
+    const struct isthmus_memory memory = {.move = move, .context = &window};
     unsigned done = 0;
     if (information->si_code == SI_USER || information->si_code == SI_TKILL) {
         decline_to_program(number, information, data);
@@ -215,7 +233,8 @@ static void on_sigill(int number, siginfo_t *information, void *data)
     take_state(&machine, context);
     /* A run of missing instructions is done in one trap: it costs a thousand times their work. */
     while (done < MOST_IN_ONE_TRAP) {
-        size_t available = fetch(machine.rip, code);
+        size_t available;
+        const uint8_t *code = fetch(&window, machine.rip, &available);
         take_the_rest(&machine, code, available);
         isthmus_execute(&machine, code, available, &memory, &outcome);
         if (outcome.kind != ISTHMUS_DONE)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* 3DNow! and its extensions: FEMMS (0F 0E) and 0F 0F /r suffix.
  *
  * Sources: AMD 3DNow! Technology Manual (21928), AMD Extensions to the 3DNow! and MMX Instruction

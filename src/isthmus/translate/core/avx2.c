@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* What only AVX2 has: broadcasts, permutes, variable shifts, masked moves, gathers
  * (Intel SDM vol. 2). */
 #include "vector.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Bit manipulation on general registers: BMI1, BMI2, ADX (Intel SDM vol. 2) and TBM (AMD APM vol. 3).
  *
  * TZCNT and LZCNT are not here: where they are missing they run as BSF and BSR and never fault. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* RDTSCP, 0F 01 F9 (Intel SDM vol. 2B; AMD APM vol. 3). */
 #include "instruction.h"
 

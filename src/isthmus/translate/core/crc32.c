@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* CRC32, F2 0F 38 F0 and F1: CRC-32C, polynomial 11EDC6F41h, bits reflected (Intel SDM vol. 2A). */
 #include "instruction.h"
 

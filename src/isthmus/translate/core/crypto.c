@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* AES-NI, PCLMULQDQ, SHA and GFNI, with VAES and VPCLMULQDQ as their 256-bit forms.
  * Sources: Intel SDM vol. 2 and vol. 1, 12.13; FIPS 197; FIPS 180-4; Intel, "Galois Field New
  * Instructions" (644497).  The fields' inverses are computed, not looked up: no table to leak. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Prefixes, REX, opcode maps, ModRM, SIB and displacements in all three modes.
  * Sources: Intel SDM vol. 2A, chapter 2; AMD APM vol. 3, chapter 1. */
 #include "instruction.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* One instruction: decode its opcode, offer it to each group. */
 #include "site.h"
 

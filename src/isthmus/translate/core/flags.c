@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* LAHF and SAHF in 64-bit mode, which early 64-bit processors lacked (CPUID LAHF_LM).
  * Elsewhere both are always there, so a #UD on them is not ours. */
 #include "instruction.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Floating-point instructions: SSE3's sums, SSE4.1's rounding and dot products, F16C, FMA3, FMA4,
  * XOP's VFRCZ (Intel SDM vol. 2; AMD APM vol. 4 and vol. 6 of its day, 43479). */
 #include "soft.h"

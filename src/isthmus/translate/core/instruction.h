@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Inside the core: one decoded instruction, and what the groups of instructions share. */
 #ifndef ISTHMUS_INSTRUCTION_H
 #define ISTHMUS_INSTRUCTION_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Integer lanes: what SSSE3 and SSE4.1 added, and all that AVX2 widened to 256 bits.
  * Source: Intel SDM vol. 2, each instruction's pages. */
 #include "vector.h"

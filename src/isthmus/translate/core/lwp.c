@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Lightweight profiling, AMD's families 15h to 16h: LLWPCB, SLWPCB, LWPINS, LWPVAL, with profiling
  * never on.  That is what a CPU does whose LWP_CFG grants no event: the loaded control block is
  * never active, SLWPCB reads 0, and an inserted event is not stored, so CF is 0.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* The whole face of the core: the register file that the caller lends, the memory it lends by
  * callbacks, and what became of one instruction.
  *

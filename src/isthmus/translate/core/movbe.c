@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* MOVBE, 0F 38 F0 (load) and F1 (store), without F2 or F3 (Intel SDM vol. 2B). */
 #include "instruction.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Registers, flags and memory operands, with the exceptions that touching them raises.
  * Sources: Intel SDM vol. 1, 3.7 (addresses) and vol. 3A, 6.15 (exceptions). */
 #include "instruction.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* POPCNT, F3 0F B8 /r (Intel SDM vol. 2B; AMD APM vol. 3). */
 #include "instruction.h"
 

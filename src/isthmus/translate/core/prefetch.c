@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* PREFETCH and PREFETCHW, 0F 0D with a memory operand: hints, so nothing is done.  They raise no
  * exception for any address (AMD APM vol. 3; Intel SDM vol. 2B). */
 #include "instruction.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* What is known by name and done by nobody: the guest gets its honest #UD, the operator an alert.
  *
  * Asked last, of an opcode that no group took.  Whether the instruction would have been legal is

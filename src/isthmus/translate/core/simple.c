@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Ordinary instructions that stand between missing ones, so that a run of them is done in one trap.
  *
  * Every CPU has these, so a #UD on one is never ours: only a caller that goes on after an instruction

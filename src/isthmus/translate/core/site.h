@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Instructions that are met again and again: decoded once, executed from what was kept.
  *
  * For callers that count every instruction of their own (a kernel's trap handler): what is hot is

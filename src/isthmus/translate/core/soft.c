@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Sources: Intel SDM vol. 1, 4.8 (formats), 4.9 (exceptions and their order), 11.5 (SSE's), 14.5
  * (FMA's NaNs); vol. 2C, VCVTPS2PH.  Tininess is detected after rounding. */
 #include "soft.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Floating point by integers, as SSE rounds and flags it: the core may run where the floating-point
  * unit may not be used, and must not disturb the guest's. */
 #ifndef ISTHMUS_SOFT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* SSE3 and SSE4 beyond plain lanes: widening moves, inserts and extracts, blends by a mask, PTEST,
  * MPSADBW and the string comparisons (Intel SDM vol. 2; strings: vol. 2B, 4.1). */
 #include "vector.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* SSE4a: EXTRQ, INSERTQ, MOVNTSS, MOVNTSD (AMD APM vol. 4, chapter 2).
  *
  * Length and index count modulo 64.  A length of 0 means 64 where the index is 0; length 0 with

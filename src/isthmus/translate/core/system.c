@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Instructions of one maker or one generation that touch little: random numbers, CMPXCHG16B, direct
  * stores, waits, CLZERO, RDPRU, RDPID, and TSX, whose transactions abort at once.
  * Sources: Intel SDM vol. 2 and vol. 1, 16; AMD APM vol. 3. */

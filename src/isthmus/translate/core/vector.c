@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Operands of vector instructions, and the walk over the tables of lane functions.
  * Sources: Intel SDM vol. 2A, 2.3 (VEX) and 2.4 (exception classes); AMD APM vol. 4, 1.4 and vol. 6
  * (XOP). */

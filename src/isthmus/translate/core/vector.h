@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Vector instructions inside the core: lanes of 16 bytes (8 of an MMX register), and the tables that
  * say which function does which opcode. */
 #ifndef ISTHMUS_VECTOR_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* MONITOR, 0F 01 C8, and MWAIT, 0F 01 C9 (Intel SDM vol. 2B; AMD APM vol. 3).
  *
  * MWAIT may end for any reason, so returning at once is correct; a loop around it then polls.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* XOP, AMD's family 15h: rotates and shifts of elements, comparisons, horizontal sums,
  * multiply-accumulate, bit selection and byte permutation (AMD APM vol. 6 of its day, 43479). */
 #include "vector.h"
