@@ -99,6 +99,7 @@ static void fill(struct isthmus_machine *machine, const uint8_t *choice, uint64_
     machine->cpl = choice[0] & 4 ? 3 : 0;
     machine->has_ymm = choice[0] >> 3 & 1;
     machine->random_valid = choice[0] >> 4 & 1;
+    machine->ordinary = choice[0] >> 5 & 1;
     machine->cr0 = (choice[1] & 1 ? 4 : 0) | (choice[1] & 2 ? 8 : 0) | (choice[1] & 4 ? 0x40000 : 0);
     machine->cr4 = (choice[1] & 8 ? 0 : 0x40200) | (choice[1] & 16 ? 4 : 0);
     if (choice[1] & 32)
@@ -157,9 +158,10 @@ static void check(const struct isthmus_machine *before, const struct isthmus_mac
     PROMISE(!named || outcome->length <= length);
     switch (outcome->kind) {
     case ISTHMUS_DONE:
-        PROMISE(named && outcome->length >= 1 && outcome->length <= LONGEST && !world->failures);
-        /* XBEGIN goes to its fallback, all others to the next instruction. */
-        if (outcome->mnemonic != ISTHMUS_XBEGIN) {
+        PROMISE(named || before->ordinary); /* what every CPU has goes without a name */
+        PROMISE(outcome->length >= 1 && outcome->length <= LONGEST && !world->failures);
+        /* XBEGIN goes to its fallback and ordinary jumps anywhere, all others to the next one. */
+        if (named && outcome->mnemonic != ISTHMUS_XBEGIN) {
             uint64_t next_rip = before->rip + outcome->length;
             PROMISE(after->rip == (before->mode == 64 ? next_rip : (uint32_t)next_rip));
         }

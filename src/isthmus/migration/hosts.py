@@ -218,7 +218,12 @@ class Hosts:
 
 def served(guest: Guest, *, translate: bool) -> Service:
     """Who would translate for the guest; ``translate``: whether it may be done from outside."""
-    return service(module=guest.module, outside=translate, avx="avx" in guest.shown.features)
+    return service(
+        module=guest.module,
+        outside=translate,
+        avx="avx" in guest.shown.features,
+        vcpus=guest.spec.vcpus,
+    )
 
 
 def side_of(running: QemuProcess, translator: Path | None) -> Side:

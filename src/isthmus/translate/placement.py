@@ -9,6 +9,10 @@ anything.
 from isthmus.translate.table import Placement, translatable
 from isthmus.values import Value
 
+ATOMIC = frozenset({"cx16"})
+"""Features whose instructions have to be atomic towards other vCPUs.  Outside, all vCPUs stand
+still while one is served; inside, the others run on between the module's load and its store."""
+
 
 class Service(Value, frozen=True):
     """Who translates for a guest, and the features that are covered by that; None: nobody."""
@@ -17,16 +21,19 @@ class Service(Value, frozen=True):
     covered: frozenset[str]
 
 
-def service(*, module: bool, outside: bool, avx: bool) -> Service:
+def service(*, module: bool, outside: bool, avx: bool, vcpus: int) -> Service:
     """Choose.
 
     :param module: the guest's kernel has the module loaded.
     :param outside: the operator allows the debug stub, and the destination offers one.
     :param avx: whether the guest was shown AVX.
+    :param vcpus: how many vCPUs it has.
     """
     if module:
-        placement: Placement | None = Placement.INSIDE
-    else:
-        placement = Placement.OUTSIDE if outside else None
-    covered = translatable(placement, avx=avx) if placement is not None else frozenset[str]()
-    return Service(placement=placement, covered=covered)
+        covered = translatable(Placement.INSIDE, avx=avx)
+        return Service(
+            placement=Placement.INSIDE, covered=covered - ATOMIC if vcpus > 1 else covered
+        )
+    if outside:
+        return Service(placement=Placement.OUTSIDE, covered=translatable(avx=avx))
+    return Service(placement=None, covered=frozenset())
