@@ -102,7 +102,8 @@ def test_all_three_acts(run: Path, tmp_path: Path, pair: str, end: str, died_at:
     assert [there["source"], home["source"]] == [home["destination"], there["destination"]]
     assert there["translated"]["EXTRQ"] > 0
     assert there["translated"]["INSERTQ"] > 0
-    assert (there["translated"].get("RDTSCP", 0) > 100) == (pair == "classic")
+    # The payload's own; the kernel's are rewritten.
+    assert (there["translated"].get("RDTSCP", 0) > 0) == (pair == "classic")
     assert home["translated"] == {}
     page = report.read_text()
     assert died_at in page
