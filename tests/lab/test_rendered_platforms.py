@@ -7,6 +7,7 @@ it makes of it is asked of the real QEMU. Xen's own library parses ``cpuid=`` po
 import asyncio
 import ctypes
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -59,6 +60,10 @@ def offers() -> Mapping[str, CpuModel]:
 def driver() -> Iterator[str]:
     """The folder of libvirt's driver; it asks QEMU for its capabilities once, then remembers."""
     with tempfile.TemporaryDirectory(prefix="embed") as folder:
+        # QEMU as ourselves: its own user may not enter this folder.
+        settings = Path(folder) / "etc" / "qemu.conf"
+        settings.parent.mkdir()
+        settings.write_text(f'user = "+{os.getuid()}"\ngroup = "+{os.getgid()}"\n')
         yield folder
 
 
