@@ -70,7 +70,7 @@ def header_packages(release: str) -> tuple[Package, ...]:
     if len(below) != 2:
         raise EnvironmentLackError(
             f"{flavour.name}: its common headers and build programs are not named as Debian does",
-            remedy="build the module in the guest: isthmus translate module --dkms",
+            remedy="name a Debian kernel, or build the module from that kernel's own headers",
         )
     return (flavour, *below)
 
