@@ -18,7 +18,16 @@ PROMISED = """
 """
 
 # Rows that are still to come.
-NOT_YET = {"AVX"}
+TO_COME = """
+    VANDNPD VANDNPS VANDPD VANDPS VBROADCASTF128 VEXTRACTF128 VINSERTF128 VLDMXCSR VMASKMOVDQU
+    VMASKMOVPD VMASKMOVPS VMOVAPD VMOVAPS VMOVD VMOVDQA VMOVDQU VMOVHLPS VMOVHPD VMOVHPS
+    VMOVLHPS VMOVLPD VMOVLPS VMOVMSKPD VMOVMSKPS VMOVNTDQ VMOVNTPD VMOVNTPS VMOVQ VMOVSD VMOVSS
+    VMOVUPD VMOVUPS VORPD VORPS VPCMPESTRI64 VPCMPESTRM64 VPERM2F128 VPERMILPD VPERMILPS
+    VPINSRW VSHA512MSG1 VSHA512MSG2 VSHA512RNDS2 VSHUFPD VSHUFPS VSM3MSG1 VSM3MSG2 VSM3RNDS2
+    VSM4KEY4 VSM4RNDS4 VSTMXCSR VTESTPD VTESTPS VUNPCKHPD VUNPCKHPS VUNPCKLPD VUNPCKLPS VXORPD
+    VXORPS VZEROALL VZEROUPPER
+"""
+NOT_YET = set(TO_COME.split())
 MISSING = {"FISTTP"}
 
 # The decoder's own names for forms with REX.W.
@@ -51,7 +60,7 @@ def test_every_instruction_of_a_feature_has_a_row(feature: str) -> None:
     """A VEX form is told in the row of its legacy form, where the encodings stand."""
     names = {SAME.get(name, name) for name in BY_FEATURE[feature]}
     absent = {name for name in names if name not in ROWS and name.removeprefix("V") not in ROWS}
-    assert bool(absent) == (feature in NOT_YET), sorted(absent)
+    assert absent == names & NOT_YET, sorted(absent)
 
 
 def test_every_subset_of_avx512_and_amx_is_refused_by_name() -> None:

@@ -2,16 +2,21 @@
  *
  * Reads lines "HEX CASES FLAGS GATHER" from the standard input: the instruction's bytes, how many
  * random states to try, which arithmetic flags are defined after it (hexadecimal), and the number
- * of the mask register of a gather or -1 (-2: XMM0's upper quadword is undefined after it).  With the
- * argument "ordinary" the core is asked for what every CPU has, too.  Memory operands must be based on
+ * of the mask register of a gather or -1 (-2: XMM0's upper quadword is undefined after it; -3: its
+ * results are approximations; -4, -5: which NaN a single, a double is goes by the maker).  Exceptions of MXCSR are unmasked now and then; what they leave is taken
+ * from the signal's frame.  With the argument "ordinary" the core is asked for what every CPU has, too.  Memory operands must be based on
  * RSI alone.  Prints "HEX TRIED WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
+#define _GNU_SOURCE
+#include <cpuid.h>
 #include <immintrin.h>
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include "machine.h"
 
@@ -50,14 +55,49 @@ __asm__(".globl run_native\nrun_native:\n"
         "emms; vzeroupper\n"
         "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
 
-enum { UPPER_UNDEFINED = -2 };
+enum { UPPER_UNDEFINED = -2, APPROXIMATE = -3, ANY_SINGLE_NAN = -4, ANY_DOUBLE_NAN = -5 };
+enum { VECTOR_XM = 19 };
 
-static sigjmp_buf escape;
+static struct native native __attribute__((aligned(64)));
+static sigjmp_buf escape, trapped;
+static unsigned upper_halves; /* where they lie in a frame */
 static bool between; /* whether ordinary instructions are asked for as well */
 
 static void on_sigill(int number)
 {
     siglongjmp(escape, number);
+}
+
+/* What the instruction left that raised #XM. */
+static void on_sigfpe(int number, siginfo_t *information, void *data)
+{
+    static const int order[15] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
+        REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14};
+    const mcontext_t *context = &((ucontext_t *)data)->uc_mcontext;
+    const uint8_t *frame = (const uint8_t *)context->fpregs;
+    (void)number, (void)information;
+    for (int i = 0; i < 15; i++)
+        native.gpr[i] = (uint64_t)context->gregs[order[i]];
+    native.flags = (uint64_t)context->gregs[REG_EFL];
+    native.mxcsr = context->fpregs->mxcsr;
+    for (int i = 0; i < 8; i++)
+        memcpy(native.mmx[i], frame + 32 + 16 * i, 8);
+    for (int i = 0; i < 16; i++) {
+        memcpy(native.ymm[i], frame + 160 + 16 * i, 16);
+        memset(native.ymm[i] + 16, 0, 16);
+        if (frame[512] & 4) /* XSTATE_BV */
+            memcpy(native.ymm[i] + 16, frame + upper_halves + 16 * i, 16);
+    }
+    siglongjmp(trapped, 1);
+}
+
+/* Whether the instruction was done; else it has raised #XM. */
+static bool done_by_native(void)
+{
+    if (sigsetjmp(trapped, 0))
+        return false;
+    run_native(&native);
+    return true;
 }
 
 static uint64_t seed = 88172645463325252u;
@@ -85,7 +125,7 @@ static void fill(void *bytes, size_t size)
 }
 
 /* Where rounding, overflow, denormals and NaNs lie, and values near each other that cancel. */
-static void fill_with_floats(struct native *native)
+static void fill_with_floats(void)
 {
     static const uint64_t edges[] = {0, 1, 0x10000000000000, 0xfffffffffffff, 0x3ff0000000000000,
         0x7fefffffffffffff, 0x7ff0000000000000, 0x7ff0000000000001, 0x7ff8000000000123,
@@ -108,7 +148,7 @@ static void fill_with_floats(struct native *native)
                 else if ((roll & 3) == 2)
                     value = (value & 0xfffffffffffff) | (0x3ff + (roll >> 20) % 128 - 64) << 52;
                 value = (value & ~(1ull << 63)) | sign << 63;
-                memcpy(native->ymm[reg] + 8 * i, &value, 8);
+                memcpy(native.ymm[reg] + 8 * i, &value, 8);
             } else {
                 uint32_t single = (uint32_t)value;
                 if ((roll & 3) == 0)
@@ -119,17 +159,17 @@ static void fill_with_floats(struct native *native)
                 else if ((roll & 3) == 2)
                     single = (single & 0x7fffff) | (uint32_t)(0x7f + (roll >> 20) % 64 - 32) << 23;
                 single = (single & 0x7fffffff) | (uint32_t)sign << 31;
-                memcpy(native->ymm[reg] + 4 * i, &single, 4);
+                memcpy(native.ymm[reg] + 4 * i, &single, 4);
             }
         }
 }
 
 /* Small offsets in every doubleword and quadword, signs in the mask. */
-static void fill_for_gather(struct native *native, int mask)
+static void fill_for_gather(int mask)
 {
     for (int reg = 0; reg < 16; reg++)
         for (int i = 0; i < 32; i++)
-            native->ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
+            native.ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
 }
 
 static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
@@ -143,36 +183,73 @@ static int move(void *context, int access, uint64_t address, uint8_t *bytes, uin
     return ISTHMUS_OK;
 }
 
-static bool same(const struct native *native, const struct isthmus_machine *machine,
-                 uint64_t flags)
+/* RCPPS and kin: a relative error of 1.5 * 2^-12 (Intel SDM vol. 2B), where results at the edge of
+ * what is flushed may be zero. */
+static bool near(const void *theirs, const void *ours)
+{
+    const float *a = theirs, *b = ours;
+    for (int i = 0; i < 4; i++) {
+        double one = a[i], other = b[i], least = 0x1p-126;
+        bool equal = !memcmp(a + i, b + i, 4);
+        bool close = isfinite(one) && isfinite(other) && signbit(one) == signbit(other) &&
+                     fabs(one - other) <= 1.501 * 0x1p-12 * fabs(other);
+        bool edge = fabs(one) + fabs(other) <= least * 1.001 && signbit(one) == signbit(other) &&
+                    (one == 0 || other == 0);
+        if (!equal && !close && !edge)
+            return false;
+    }
+    return true;
+}
+
+static bool same_but_for_nans(const void *theirs, const void *ours, bool wide)
+{
+    for (int i = 0; i < (wide ? 2 : 4); i++) {
+        const double *one = theirs, *other = ours;
+        const float *single = theirs, *another = ours;
+        bool nans = wide ? isnan(one[i]) && isnan(other[i]) : isnan(single[i]) && isnan(another[i]);
+        bool equal = wide ? !memcmp(one + i, other + i, 8) : !memcmp(single + i, another + i, 4);
+        if (!nans && !equal)
+            return false;
+    }
+    return true;
+}
+
+static bool same_vector(const void *theirs, const void *ours, int gather)
+{
+    if (gather == ANY_SINGLE_NAN || gather == ANY_DOUBLE_NAN)
+        return same_but_for_nans(theirs, ours, gather == ANY_DOUBLE_NAN);
+    return !memcmp(theirs, ours, 16) || (gather == APPROXIMATE && near(theirs, ours));
+}
+
+static bool same(const struct isthmus_machine *machine, uint64_t flags, int gather)
 {
     for (unsigned i = 0; i < 15; i++)
-        if (i != 4 && native->gpr[i] != machine->gpr[i])
+        if (i != 4 && native.gpr[i] != machine->gpr[i])
             return false;
     for (unsigned i = 0; i < 16; i++)
-        if (memcmp(native->ymm[i], machine->xmm[i], 16) ||
-            memcmp(native->ymm[i] + 16, machine->ymm_high[i], 16))
+        if (!same_vector(native.ymm[i], machine->xmm[i], gather) ||
+            !same_vector(native.ymm[i] + 16, machine->ymm_high[i], gather))
             return false;
-    return !((native->flags ^ machine->rflags) & flags) &&
-           native->mxcsr == machine->mxcsr && !memcmp(native->mmx, machine->mmx, sizeof machine->mmx);
+    return !((native.flags ^ machine->rflags) & flags) &&
+           native.mxcsr == machine->mxcsr && !memcmp(native.mmx, machine->mmx, sizeof machine->mmx);
 }
 
 static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t flags, int gather)
 {
     static uint8_t memory[512] __attribute__((aligned(64))), original[512], after[512];
-    static struct native native __attribute__((aligned(64)));
-    struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40200,
+    struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40600,
                                       .has_ymm = 1, .ordinary = between};
     fill(&native, sizeof native);
     if (dice() & 1)
-        fill_with_floats(&native);
+        fill_with_floats();
     memcpy(memory, native.ymm, sizeof memory);
     if (dice() & 1)
         fill(memory, sizeof memory);
-    /* All exceptions masked; rounding, flush-to-zero, denormals-are-zero and flags as they come. */
-    native.mxcsr = machine.mxcsr = 0x1f80 | (uint32_t)(dice() & 0xe07f);
+    /* Rounding, flush-to-zero, denormals-are-zero and flags as they come; mostly all is masked. */
+    uint32_t unmasked = dice() & 3 ? 0 : (uint32_t)(dice() & 0x1f80);
+    native.mxcsr = machine.mxcsr = (0x1f80 ^ unmasked) | (uint32_t)(dice() & 0xe07f);
     if (gather >= 0)
-        fill_for_gather(&native, gather);
+        fill_for_gather(gather);
     if (gather < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
         memcpy(memory + 128, native.ymm[dice() & 15], 32);
         memcpy(native.ymm[dice() & 15], native.ymm[dice() & 15], 32);
@@ -198,12 +275,13 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     isthmus_execute(&machine, code, length, &access, &outcome);
     memcpy(after, memory, sizeof memory);
     memcpy(memory, original, sizeof memory);
-    if (outcome.kind != ISTHMUS_DONE || outcome.length != length || machine.rip != 0x1000 + length)
+    bool raises = outcome.kind == ISTHMUS_FAULT && outcome.vector == VECTOR_XM;
+    if (outcome.length != length || machine.rip != 0x1000 + (raises ? 0 : length) ||
+        (!raises && outcome.kind != ISTHMUS_DONE) || done_by_native() == raises)
         return false;
-    run_native(&native);
     if (gather == UPPER_UNDEFINED)
         memcpy(machine.xmm[0] + 8, native.ymm[0] + 8, 8);
-    return same(&native, &machine, flags) && !memcmp(after, memory, sizeof memory);
+    return same(&machine, flags, gather) && !memcmp(after, memory, sizeof memory);
 }
 
 int main(int count, char **words)
@@ -215,6 +293,10 @@ int main(int count, char **words)
     unsigned cases, wrong;
     unsigned long flags;
     int gather;
+    unsigned eax, ecx, edx;
+    __cpuid_count(13, 2, eax, upper_halves, ecx, edx);
+    struct sigaction on_exception = {.sa_sigaction = on_sigfpe, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigaction(SIGFPE, &on_exception, NULL);
     signal(SIGILL, on_sigill);
     setvbuf(stdout, NULL, _IOLBF, 0);
     while (scanf("%39s %u %lx %d", hex, &cases, &flags, &gather) == 4) {

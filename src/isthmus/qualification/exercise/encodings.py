@@ -61,6 +61,10 @@ LEFT_OUT = {
     "RDPRU": "reads counters that differ from host to host",
     "SERIALIZE": "has no result",
     "PTWRITE": "gives its operand to a trace, which is off",
+    "VRCPPS": "an approximation, which differs from maker to maker",
+    "VRCPSS": "an approximation, which differs from maker to maker",
+    "VRSQRTPS": "an approximation, which differs from maker to maker",
+    "VRSQRTSS": "an approximation, which differs from maker to maker",
     "MOVDIR64B": "copies 64 bytes to where a register points; no lab CPU has it",
 }
 """What the exercise does not execute, with the reason."""
@@ -261,7 +265,7 @@ def _made(bytes_: bytes, mask: int) -> tuple[tuple[str, int, bool], Encoding] | 
     ours = _features().get(mnemonic) or _features().get(mnemonic.removeprefix("V"), frozenset())
     named = sorted(ours & frozenset().union(*needs))
     if not named:
-        return None  # AVX's own forms: nothing translates them, nobody may lose them
+        return None
     made = Encoding(
         code=bytes_[:length],
         mnemonic=mnemonic,
@@ -298,7 +302,9 @@ _SHAPES = (
     (r"V?(ADDSUB|HADD|HSUB|DP|ROUND|FN?M\w*|FRCZ)[PS]D", Shape.DOUBLES),
     (r"V?F(N?M)\w*[PS]D|VFRCZ[PS]D", Shape.DOUBLES),
     (r"V?(ADDSUB|HADD|HSUB|DP|ROUND)[PS]S|V?F(N?M)\w*[PS]S|VFRCZ[PS]S", Shape.SINGLES),
-    (r"VCVTPS2PH|PF\w+", Shape.SINGLES),
+    (r"V(ADD|SUB|MUL|DIV|SQRT|MIN|MAX|CMP|U?COMI)[PS]D|VCVTT?[PS]D2\w+", Shape.DOUBLES),
+    (r"V(ADD|SUB|MUL|DIV|SQRT|MIN|MAX|CMP|U?COMI)[PS]S|VCVTT?[PS]S2\w+", Shape.SINGLES),
+    (r"PF\w+", Shape.SINGLES),
 )
 
 

@@ -137,6 +137,9 @@ bool execute_avx2(struct instruction *insn);
 bool execute_bits(struct instruction *insn);
 bool execute_xop(struct instruction *insn);
 bool execute_floats(struct instruction *insn);
+bool execute_avx_arithmetic(struct instruction *insn);
+bool execute_avx_compare(struct instruction *insn);
+bool execute_avx_convert(struct instruction *insn);
 bool execute_system(struct instruction *insn);
 bool execute_lwp(struct instruction *insn);
 
