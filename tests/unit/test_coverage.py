@@ -28,7 +28,7 @@ TO_COME = """
     VXORPS VZEROALL VZEROUPPER
 """
 NOT_YET = set(TO_COME.split())
-MISSING = {"FISTTP"}
+MISSING: set[str] = set()
 
 # The decoder's own names for forms with REX.W.
 SAME = {"PCMPESTRI64": "PCMPESTRI", "PCMPESTRM64": "PCMPESTRM"}

@@ -65,6 +65,7 @@ LEFT_OUT = {
     "VRCPSS": "an approximation, which differs from maker to maker",
     "VRSQRTPS": "an approximation, which differs from maker to maker",
     "VRSQRTSS": "an approximation, which differs from maker to maker",
+    "FISTTP": "needs a number on the x87's stack; QEMU's TCG has it on every CPU model",
     "MOVDIR64B": "copies 64 bytes to where a register points; no lab CPU has it",
 }
 """What the exercise does not execute, with the reason."""
