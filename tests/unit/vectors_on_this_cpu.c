@@ -18,7 +18,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-#include "machine.h"
+#include "site.h"
 
 struct native {
     uint64_t gpr[15]; /* 0: R15 holds the address of this structure while the code runs */
@@ -56,7 +56,7 @@ __asm__(".globl run_native\nrun_native:\n"
         "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
 
 enum { UPPER_UNDEFINED = -2, APPROXIMATE = -3, ANY_SINGLE_NAN = -4, ANY_DOUBLE_NAN = -5 };
-enum { VECTOR_XM = 19 };
+enum { XM = 19 };
 
 static struct native native __attribute__((aligned(64)));
 static sigjmp_buf escape, trapped;
@@ -272,10 +272,17 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     struct isthmus_memory access = {.move = move};
     struct isthmus_outcome outcome;
     memcpy(original, memory, sizeof memory);
-    isthmus_execute(&machine, code, length, &access, &outcome);
+    /* Decoded anew, or as it was kept. */
+    static struct isthmus_site site;
+    if (dice() & 1)
+        isthmus_execute(&machine, code, length, &access, &outcome);
+    else if (isthmus_knows(&site, 64, code, length))
+        isthmus_again(&site, &machine, &access, &outcome);
+    else
+        isthmus_learn(&site, &machine, code, length, &access, &outcome);
     memcpy(after, memory, sizeof memory);
     memcpy(memory, original, sizeof memory);
-    bool raises = outcome.kind == ISTHMUS_FAULT && outcome.vector == VECTOR_XM;
+    bool raises = outcome.kind == ISTHMUS_FAULT && outcome.vector == XM;
     if (outcome.length != length || machine.rip != 0x1000 + (raises ? 0 : length) ||
         (!raises && outcome.kind != ISTHMUS_DONE) || done_by_native() == raises)
         return false;

@@ -69,10 +69,15 @@ class Registers:
         state.has_ymm = 0  # no stub shows the upper halves
         significands = b"".join(_SIGNIFICANDS.unpack_from(self.data, _X87))
         ffi.memmove(state.mmx, significands, 64)
-        state.x87_high = _SIGNS.unpack_from(self.data, _X87)
         state.x87_control = _CONTROL_STATUS.unpack_from(self.data, _X87_CONTROL)[0] & 0xFFFF
         state.x87_status = self.x87_status
         state.has_x87 = 0  # the stub's tags are always zero (target/i386/gdbstub.c)
+
+    def lend_x87(self, state: Any, *, empty: bool) -> None:
+        """Fill in the rest of the x87; FISTTP asks for ST(0), and whether that is ``empty``."""
+        state.x87_high = _SIGNS.unpack_from(self.data, _X87)
+        state.x87_tags = 0 if empty else 1 << (self.x87_status >> 11 & 7)
+        state.has_x87 = 1
 
 
 def changes(state: Any, outcome: Any, numbers: dict[str, int], *, clock: bool) -> list[bytes]:

@@ -125,8 +125,7 @@ class Work:
 
     async def _lend_x87(self, trap: Trap, vectors: Vectors, thread: bytes) -> None:
         """Find out whether ST(0) is empty: no register of the stub tells, so the CPU says it."""
-        state, fstat = self._machine.state, self._stub.numbers["fstat"]
-        status = int(state.x87_status)
+        fstat, status = self._stub.numbers["fstat"], trap.registers.x87_status
         await self._step_over(_FXAM, vectors.iretq, thread)
         (answer,) = await self._stub.ask(b"p%x" % fstat)
         found = int.from_bytes(unhex(answer), "little")
@@ -134,8 +133,7 @@ class Work:
             write_register(fstat, status.to_bytes(4, "little")),
             write_register(RIP, trap.registers.rip.to_bytes(8, "little")),
         )
-        state.has_x87 = 1
-        state.x87_tags = 0 if found & _CLASS == _EMPTY else 1 << (status >> 11 & 7)
+        trap.registers.lend_x87(self._machine.state, empty=found & _CLASS == _EMPTY)
 
     async def _go_on(self, trap: Trap, operand: Operand, run: "Run") -> None:
         """Do what follows as long as that is ours or ordinary, and its bytes are at hand.
