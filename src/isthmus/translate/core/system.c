@@ -26,8 +26,11 @@ static bool execute_cmpxchg16b(struct instruction *insn)
     uint64_t *gpr = insn->machine->gpr, memory[2] = {0, 0};
     name_it(insn, ISTHMUS_CMPXCHG16B);
     insn->aligned = true;
-    if (!load(insn, bytes, 16))
+    if (!load(insn, bytes, 16)) {
+        if (insn->outcome->kind == ISTHMUS_FAULT && insn->outcome->vector == VECTOR_PF)
+            insn->outcome->error_code |= PAGE_FAULT_WRITE; /* it writes in any case: SDM vol. 2A, CMPXCHG16B */
         return true;
+    }
     for (unsigned i = 0; i < 16; i++)
         memory[i / 8] |= (uint64_t)bytes[i] << 8 * (i % 8);
     bool equal = memory[0] == gpr[RAX] && memory[1] == gpr[RDX];
