@@ -176,18 +176,19 @@ static bool execute_masked(struct instruction *insn)
     uint64_t offset = effective_address(insn, &segment);
     get_vector(insn, insn->vvvv, &mask);
     get_vector(insn, insn->reg, &value);
+    uint32_t chosen = 0;
     for (unsigned i = 0; i < count; i++) {
         unsigned at = i * width, sign = at + width - 1;
-        if (!(mask.lane[sign / 16].b[sign % 16] >> 7))
-            continue;
-        bool moved = loads
-                         ? load_at(insn, segment, offset + at, &result.lane[at / 16].b[at % 16], width)
-                         : store_at(insn, segment, offset + at, &value.lane[at / 16].b[at % 16], width);
-        if (!moved)
+        bool set = mask.lane[sign / 16].b[sign % 16] >> 7;
+        chosen |= (uint32_t)set << i;
+        if (loads && set &&
+            !load_at(insn, segment, offset + at, &result.lane[at / 16].b[at % 16], width))
             return true;
     }
     if (loads)
         set_vector(insn, insn->reg, &result);
+    else if (!store_masked(insn, segment, offset, (const uint8_t *)&value, chosen, width))
+        return true;
     finish(insn, name);
     return true;
 }

@@ -191,6 +191,7 @@ static bool execute_masked_bytes(struct instruction *insn)
         return true;
     }
     struct vector value, mask;
+    uint32_t signs = 0;
     int segment;
     if (!begin(insn, ISTHMUS_MASKMOVDQU))
         return true;
@@ -200,10 +201,9 @@ static bool execute_masked_bytes(struct instruction *insn)
     insn->index = -1;
     uint64_t offset = effective_address(insn, &segment);
     for (unsigned i = 0; i < 16; i++)
-        if (mask.lane[0].b[i] >> 7 &&
-            !store_at(insn, segment, offset + i, &value.lane[0].b[i], 1))
-            return true;
-    end(insn, ISTHMUS_MASKMOVDQU);
+        signs |= (uint32_t)(mask.lane[0].b[i] >> 7) << i;
+    if (store_masked(insn, segment, offset, value.lane[0].b, signs, 1))
+        end(insn, ISTHMUS_MASKMOVDQU);
     return true;
 }
 

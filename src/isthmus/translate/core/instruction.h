@@ -61,6 +61,13 @@ uint64_t effective_address(const struct instruction *insn, int *segment);
 bool load_at(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes, uint32_t size);
 bool store_at(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
               uint32_t size);
+/* A load by what writes there in any case: a page fault tells of the write. */
+bool load_to_store(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes,
+                   uint32_t size);
+/* Of elements of `width` bytes those whose bit is set in `mask`.  The ends are looked at first, so that a
+ * page that is not there leaves all unwritten; a read-only second one does not. */
+bool store_masked(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
+                  uint32_t mask, unsigned width);
 bool store_integer(struct instruction *insn, unsigned bits, uint64_t value);
 bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value); /* r/m */
 uint64_t get_gpr(const struct instruction *insn, unsigned number, unsigned bits);
