@@ -17,12 +17,35 @@ PROMISED = """
     WRMSRNS TSXLDTRK HRESET PCONFIG WBNOINVD PREFETCHWT1 PREFETCHITI FRED LKGS
 """
 
-# Rows that are still to come.
-NOT_YET = {"AVX"}
+# AVX's floating-point arithmetic, whose rows are still to come.
+NOT_YET = """
+    VADDPD VADDPS VADDSD VADDSS VADDSUBPD VADDSUBPS VCMPPD VCMPPS VCMPSD VCMPSS VCOMISD VCOMISS
+    VCVTDQ2PD VCVTDQ2PS VCVTPD2DQ VCVTPD2PS VCVTPS2DQ VCVTPS2PD VCVTSD2SI VCVTSD2SS VCVTSI2SD
+    VCVTSI2SS VCVTSS2SD VCVTSS2SI VCVTTPD2DQ VCVTTPS2DQ VCVTTSD2SI VCVTTSS2SI VDIVPD VDIVPS VDIVSD
+    VDIVSS VDPPD VDPPS VHADDPD VHADDPS VHSUBPD VHSUBPS VMAXPD VMAXPS VMAXSD VMAXSS VMINPD VMINPS
+    VMINSD VMINSS VMULPD VMULPS VMULSD VMULSS VRCPPS VRCPSS VROUNDPD VROUNDPS VROUNDSD VROUNDSS
+    VRSQRTPS VRSQRTSS VSQRTPD VSQRTPS VSQRTSD VSQRTSS VSUBPD VSUBPS VSUBSD VSUBSS VUCOMISD
+    VUCOMISS
+"""
 MISSING = {"FISTTP"}
 
 # The decoder's own names for forms with REX.W.
-SAME = {"PCMPESTRI64": "PCMPESTRI", "PCMPESTRM64": "PCMPESTRM"}
+SAME = {
+    "PCMPESTRI64": "PCMPESTRI", "PCMPESTRM64": "PCMPESTRM",
+    "VPCMPESTRI64": "VPCMPESTRI", "VPCMPESTRM64": "VPCMPESTRM",
+}  # fmt: skip
+
+
+def codes() -> dict[int, str]:
+    """The mnemonics of all that the decoder tells apart."""
+    mnemonics = {number: name for name, number in vars(iced_x86.Mnemonic).items() if name.isupper()}
+    found = {}
+    for name, number in vars(iced_x86.Code).items():
+        if name.isupper() and isinstance(number, int):
+            instruction = iced_x86.Instruction()
+            instruction.code = number
+            found[number] = mnemonics[instruction.mnemonic]
+    return found
 
 
 def by_feature() -> dict[str, set[str]]:
@@ -30,18 +53,19 @@ def by_feature() -> dict[str, set[str]]:
     features = {
         number: name for name, number in vars(iced_x86.CpuidFeature).items() if name.isupper()
     }
-    mnemonics = {number: name for name, number in vars(iced_x86.Mnemonic).items() if name.isupper()}
     found: dict[str, set[str]] = {}
-    for name, number in vars(iced_x86.Code).items():
-        if not name.isupper() or not isinstance(number, int):
-            continue
+    for number, name in CODES.items():
         instruction = iced_x86.Instruction()
         instruction.code = number
-        for feature in instruction.cpuid_features():
-            found.setdefault(features[feature], set()).add(mnemonics[instruction.mnemonic])
+        of = instruction.cpuid_features()
+        for feature in of:
+            # AVX with another stands for the registers only, as in VSHA512MSG1.
+            if feature != iced_x86.CpuidFeature.AVX or len(of) == 1:
+                found.setdefault(features[feature], set()).add(name)
     return found
 
 
+CODES = codes()
 BY_FEATURE = by_feature()
 ROWS = {row.mnemonic for row in instructions()}
 
@@ -51,7 +75,28 @@ def test_every_instruction_of_a_feature_has_a_row(feature: str) -> None:
     """A VEX form is told in the row of its legacy form, where the encodings stand."""
     names = {SAME.get(name, name) for name in BY_FEATURE[feature]}
     absent = {name for name in names if name not in ROWS and name.removeprefix("V") not in ROWS}
-    assert bool(absent) == (feature in NOT_YET), sorted(absent)
+    assert absent <= (set(NOT_YET.split()) if feature == "AVX" else set())
+
+
+def test_avx_has_a_row_for_every_encoding_of_its_own() -> None:
+    """Its legacy forms are other features', so their rows do not tell of it."""
+    told = {
+        (row.mnemonic, encoding)
+        for row in instructions()
+        if row.feature == "avx"
+        for encoding in row.encoding.split("; ")
+    }
+    lacking = set()
+    for code, theirs in CODES.items():
+        name = SAME.get(theirs, theirs)
+        instruction = iced_x86.Instruction()
+        instruction.code = code
+        if instruction.cpuid_features() != [iced_x86.CpuidFeature.AVX]:
+            continue  # VAESENC and the like stand with the other feature that they need
+        encoding = iced_x86.OpCodeInfo(code).op_code_string
+        if not {(name, encoding), (name[1:], encoding)} & told:
+            lacking.add(name)
+    assert lacking == set(NOT_YET.split())
 
 
 def test_every_subset_of_avx512_and_amx_is_refused_by_name() -> None:

@@ -1,10 +1,16 @@
 /* The emulation core beside this machine's CPU, with every register an instruction can touch.
  *
- * Reads lines "HEX CASES FLAGS GATHER" from the standard input: the instruction's bytes, how many
+ * Reads lines "HEX CASES FLAGS SPECIAL" from the standard input: the instruction's bytes, how many
  * random states to try, which arithmetic flags are defined after it (hexadecimal), and the number
- * of the mask register of a gather or -1 (-2: XMM0's upper quadword is undefined after it).  With the
+ * of the mask register of a gather, or one of `enum special`.  With the
  * argument "ordinary" the core is asked for what every CPU has, too.  Memory operands must be based on
- * RSI alone.  Prints "HEX TRIED WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
+ * RSI alone (RDI is meant where SPECIAL says so).
+ *
+ * Operands come aligned and not, and now and then reach over the end or the beginning of what is mapped:
+ * then both must raise the same exception, with the same error code and address, and leave the same
+ * registers and memory.  Prints "HEX TRIED FAULTED WRONG" for each, or "HEX missing" where this CPU
+ * raises SIGILL. */
+#define _GNU_SOURCE
 #include <immintrin.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -12,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include "machine.h"
 
@@ -50,14 +57,48 @@ __asm__(".globl run_native\nrun_native:\n"
         "emms; vzeroupper\n"
         "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
 
-enum { UPPER_UNDEFINED = -2 };
+enum special {
+    PLAIN = -1,
+    UPPER_UNDEFINED = -2, /* XMM0's upper quadword is undefined after it */
+    BY_RDI = -3,          /* VMASKMOVDQU: to RDI; a CPU may fault for bytes that are not stored */
+    CONTROL = -4,         /* the operand is an MXCSR */
+    MASKED_STORE = -5,    /* of a page fault only the page is compared */
+    ANY_ALIGNMENT = -6,   /* CPUs differ about it: where this one demands it the core need not */
+    INSIDE = -8,          /* no operand reaches over an edge: for emulators, which tell faults otherwise */
+    ANY_SINGLE_NAN = -7,  /* which NaN it gives where several meet is in no manual */
+    ANY_DOUBLE_NAN = -9,
+    UNDEFINED = -10       /* neither the core nor the CPU may take it: "missing" is right */
+};
+enum { WINDOW = 512, PAGE = 4096 };
 
 static sigjmp_buf escape;
+static bool has_mm;  /* whether this CPU knows MXCSR.MM */
 static bool between; /* whether ordinary instructions are asked for as well */
 
 static void on_sigill(int number)
 {
     siglongjmp(escape, number);
+}
+
+/* What the CPU raised in place of finishing the instruction. */
+static struct {
+    long number, error, address;
+} trap;
+static uint8_t *page; /* the instruction, and a RET behind it */
+static unsigned length;
+
+static void on_fault(int number, siginfo_t *information, void *context)
+{
+    (void)information;
+    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    if ((uint64_t)registers[REG_RIP] != (uint64_t)page) {
+        signal(number, SIG_DFL); /* not the instruction's: it comes again, and kills */
+        return;
+    }
+    trap.number = registers[REG_TRAPNO];
+    trap.error = registers[REG_ERR];
+    trap.address = registers[REG_CR2];
+    registers[REG_RIP] = (greg_t)page + length;
 }
 
 static uint64_t seed = 88172645463325252u;
@@ -132,15 +173,64 @@ static void fill_for_gather(struct native *native, int mask)
             native->ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
 }
 
+static uint8_t *mapped; /* one page between two that are not there */
+
+/* Where RSI points: inside, or so that an operand behind it reaches over an edge.  `window` is what
+ * is compared. */
+static uint8_t *place(uint8_t **window, bool edges)
+{
+    unsigned roll = edges ? dice() & 7 : 0;
+    unsigned at = (unsigned)(dice() & 63);
+    if (roll == 7) {
+        *window = mapped + PAGE - WINDOW;
+        return mapped + PAGE - 0x20 - at;
+    }
+    if (roll == 6) {
+        *window = mapped;
+        return mapped - 0x20 - at % 40;
+    }
+    *window = mapped + PAGE / 2;
+    return *window + 128 + (roll & 1 ? at : 0);
+}
+
 static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
                 uint64_t *fault_address, uint32_t *error_code)
 {
-    (void)context, (void)fault_address, (void)error_code;
+    (void)context;
+    if (address < (uint64_t)mapped || address + size > (uint64_t)mapped + PAGE) {
+        *error_code = access == ISTHMUS_WRITE ? 6 : 4;
+        *fault_address = address >= (uint64_t)mapped && address < (uint64_t)mapped + PAGE
+                             ? (uint64_t)mapped + PAGE : address;
+        return ISTHMUS_PAGE_FAULT;
+    }
     if (access == ISTHMUS_WRITE)
         memcpy((void *)address, bytes, size);
     else
         memcpy(bytes, (void *)address, size);
     return ISTHMUS_OK;
+}
+
+static bool is_nan(const uint8_t *bytes, unsigned width)
+{
+    float one;
+    double two;
+    memcpy(&one, bytes, 4);
+    if (width == 4)
+        return one != one;
+    memcpy(&two, bytes, 8);
+    return two != two;
+}
+
+/* Take the CPU's NaN for the core's in each element where both have one. */
+static void same_nans(const struct native *native, struct isthmus_machine *machine, unsigned width)
+{
+    for (unsigned i = 0; i < 16 * 32; i += width) {
+        unsigned number = i / 32, at = i % 32;
+        uint8_t *ours = at < 16 ? &machine->xmm[number][at] : &machine->ymm_high[number][at - 16];
+        const uint8_t *theirs = &native->ymm[number][at];
+        if (is_nan(ours, width) && is_nan(theirs, width))
+            memcpy(ours, theirs, width);
+    }
 }
 
 static bool same(const struct native *native, const struct isthmus_machine *machine,
@@ -157,23 +247,39 @@ static bool same(const struct native *native, const struct isthmus_machine *mach
            native->mxcsr == machine->mxcsr && !memcmp(native->mmx, machine->mmx, sizeof machine->mmx);
 }
 
-static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t flags, int gather)
+/* Whether the core's exception is the CPU's.  Where a masked store meets several pages, the manual leaves
+ * open which byte is told: the page must be the same. */
+static bool same_fault(const struct isthmus_outcome *outcome, int special)
 {
-    static uint8_t memory[512] __attribute__((aligned(64))), original[512], after[512];
+    if (outcome->kind != ISTHMUS_FAULT)
+        return trap.number == 0;
+    if (trap.number != outcome->vector)
+        return false;
+    if (trap.number != 14)
+        return !outcome->has_error || trap.error == outcome->error_code;
+    uint64_t differs = (uint64_t)trap.address ^ outcome->address;
+    bool masked = special == MASKED_STORE || special == BY_RDI;
+    return trap.error == outcome->error_code && !(masked ? differs / PAGE : differs);
+}
+
+static bool agrees(const uint8_t *code, uint64_t flags, int special, unsigned *faulted)
+{
+    static uint8_t original[WINDOW], after[WINDOW];
     static struct native native __attribute__((aligned(64)));
     struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40200,
                                       .has_ymm = 1, .ordinary = between};
+    uint8_t *memory, *base = place(&memory, special < 0 && special != INSIDE && !between);
     fill(&native, sizeof native);
     if (dice() & 1)
         fill_with_floats(&native);
-    memcpy(memory, native.ymm, sizeof memory);
+    memcpy(memory, native.ymm, WINDOW);
     if (dice() & 1)
-        fill(memory, sizeof memory);
+        fill(memory, WINDOW);
     /* All exceptions masked; rounding, flush-to-zero, denormals-are-zero and flags as they come. */
-    native.mxcsr = machine.mxcsr = 0x1f80 | (uint32_t)(dice() & 0xe07f);
-    if (gather >= 0)
-        fill_for_gather(&native, gather);
-    if (gather < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
+    native.mxcsr = machine.mxcsr = 0x1f80 | (uint32_t)(dice() & (has_mm && dice() & 1 ? 0x2e07f : 0xe07f));
+    if (special >= 0)
+        fill_for_gather(&native, special);
+    if (special < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
         memcpy(memory + 128, native.ymm[dice() & 15], 32);
         memcpy(native.ymm[dice() & 15], native.ymm[dice() & 15], 32);
         memcpy(&native.gpr[0], memory + 128, 8);
@@ -184,7 +290,14 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
             native.gpr[i] = (uint64_t)(int64_t)(int8_t)(dice() % 80 - 20);
     native.code = page;
     native.flags = 0x202 | (dice() & 0x8d5);
-    native.gpr[6] = (uint64_t)memory + 128;
+    native.gpr[6] = (uint64_t)base;
+    if (special == BY_RDI)
+        native.gpr[7] = (uint64_t)base + 0x20;
+    uint8_t *control = base + code[length - 1];
+    if (special == CONTROL && control >= memory && control + 4 <= memory + WINDOW) {
+        uint32_t value = dice() & 1 ? (uint32_t)(dice() & 0xffff) : (uint32_t)dice() | 1u << 31;
+        memcpy(control, &value, 4);
+    }
     memcpy(machine.gpr, native.gpr, sizeof native.gpr);
     memcpy(machine.mmx, native.mmx, sizeof machine.mmx);
     for (unsigned i = 0; i < 16; i++) {
@@ -194,32 +307,56 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     machine.rflags = native.flags;
     struct isthmus_memory access = {.move = move};
     struct isthmus_outcome outcome;
-    memcpy(original, memory, sizeof memory);
+    memcpy(original, memory, WINDOW);
     isthmus_execute(&machine, code, length, &access, &outcome);
-    memcpy(after, memory, sizeof memory);
-    memcpy(memory, original, sizeof memory);
-    if (outcome.kind != ISTHMUS_DONE || outcome.length != length || machine.rip != 0x1000 + length)
+    memcpy(after, memory, WINDOW);
+    memcpy(memory, original, WINDOW);
+    if (special == UNDEFINED) {
+        if (outcome.kind == ISTHMUS_NOT_OURS || outcome.kind == ISTHMUS_REFUSED)
+            run_native(&native);
         return false;
+    }
+    bool faults = outcome.kind == ISTHMUS_FAULT;
+    if ((outcome.kind != ISTHMUS_DONE && !faults) || outcome.length != length ||
+        machine.rip != 0x1000 + (faults ? 0 : length))
+        return false;
+    *faulted += faults;
+    trap.number = 0;
     run_native(&native);
-    if (gather == UPPER_UNDEFINED)
+    if (special == UPPER_UNDEFINED)
         memcpy(machine.xmm[0] + 8, native.ymm[0] + 8, 8);
-    return same(&native, &machine, flags) && !memcmp(after, memory, sizeof memory);
+    if (special == ANY_SINGLE_NAN || special == ANY_DOUBLE_NAN)
+        same_nans(&native, &machine, special == ANY_SINGLE_NAN ? 4 : 8);
+    if (special == BY_RDI && trap.number == 14 && !faults)
+        return true;
+    if (special == ANY_ALIGNMENT && trap.number == 13 && (uint64_t)base & 15)
+        return true;
+    return same_fault(&outcome, special) && same(&native, &machine, flags) &&
+           !memcmp(after, memory, WINDOW);
 }
 
 int main(int count, char **words)
 {
     between = count > 1 && !strcmp(words[1], "ordinary");
-    uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mapped = mmap(NULL, 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mapped += PAGE;
+    mprotect(mapped, PAGE, PROT_READ | PROT_WRITE);
+    static uint8_t image[512] __attribute__((aligned(64)));
+    _fxsave(image);
+    has_mm = image[30] >> 1 & 1; /* MXCSR_MASK, bit 17 */
     char hex[40];
-    unsigned cases, wrong;
+    unsigned cases, wrong, faulted;
     unsigned long flags;
-    int gather;
+    int special;
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+    sigaction(SIGSEGV, &action, NULL);
+    sigaction(SIGBUS, &action, NULL);
     signal(SIGILL, on_sigill);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    while (scanf("%39s %u %lx %d", hex, &cases, &flags, &gather) == 4) {
+    while (scanf("%39s %u %lx %d", hex, &cases, &flags, &special) == 4) {
         uint8_t code[16];
-        unsigned length = (unsigned)strlen(hex) / 2;
+        length = (unsigned)strlen(hex) / 2;
         for (unsigned i = 0; i < length; i++) {
             unsigned byte;
             sscanf(hex + 2 * i, "%2x", &byte);
@@ -231,10 +368,10 @@ int main(int count, char **words)
             printf("%s missing\n", hex);
             continue;
         }
-        wrong = 0;
+        wrong = faulted = 0;
         for (unsigned i = 0; i < cases; i++)
-            wrong += !agrees(code, length, page, flags, gather);
-        printf("%s %u %u\n", hex, cases, wrong);
+            wrong += !agrees(code, flags, special, &faulted);
+        printf("%s %u %u %u\n", hex, cases, faulted, wrong);
     }
     return 0;
 }
