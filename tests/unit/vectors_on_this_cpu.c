@@ -2,16 +2,17 @@
  *
  * Reads lines "HEX CASES FLAGS SPECIAL" from the standard input: the instruction's bytes, how many
  * random states to try, which arithmetic flags are defined after it (hexadecimal), and the number
- * of the mask register of a gather, or one of `enum special`.  With the
- * argument "ordinary" the core is asked for what every CPU has, too.  Memory operands must be based on
- * RSI alone (RDI is meant where SPECIAL says so).
+ * of the mask register of a gather, or one of `enum special`.  With the argument "ordinary" the core
+ * is asked for what every CPU has, too.  Memory operands must be based on RSI alone (RDI is meant where
+ * SPECIAL says so).
  *
- * Operands come aligned and not, and now and then reach over the end or the beginning of what is mapped:
- * then both must raise the same exception, with the same error code and address, and leave the same
- * registers and memory.  Prints "HEX TRIED FAULTED WRONG" for each, or "HEX missing" where this CPU
- * raises SIGILL. */
+ * Operands come aligned and not, and now and then reach over the end or the beginning of what is mapped;
+ * exceptions of MXCSR are unmasked now and then.  Then both must raise the same exception, with the
+ * same error code and address, and leave the same registers and memory.  Prints "HEX TRIED FAULTED
+ * WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
 #define _GNU_SOURCE
 #include <immintrin.h>
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,7 +21,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-#include "machine.h"
+#include "site.h"
 
 struct native {
     uint64_t gpr[15]; /* 0: R15 holds the address of this structure while the code runs */
@@ -67,10 +68,12 @@ enum special {
     INSIDE = -8,          /* no operand reaches over an edge: for emulators, which tell faults otherwise */
     ANY_SINGLE_NAN = -7,  /* which NaN it gives where several meet is in no manual */
     ANY_DOUBLE_NAN = -9,
+    APPROXIMATE = -11,    /* results within a bound */
     UNDEFINED = -10       /* neither the core nor the CPU may take it: "missing" is right */
 };
 enum { WINDOW = 512, PAGE = 4096 };
 
+static struct native native __attribute__((aligned(64)));
 static sigjmp_buf escape;
 static bool has_mm;  /* whether this CPU knows MXCSR.MM */
 static bool between; /* whether ordinary instructions are asked for as well */
@@ -126,7 +129,7 @@ static void fill(void *bytes, size_t size)
 }
 
 /* Where rounding, overflow, denormals and NaNs lie, and values near each other that cancel. */
-static void fill_with_floats(struct native *native)
+static void fill_with_floats(void)
 {
     static const uint64_t edges[] = {0, 1, 0x10000000000000, 0xfffffffffffff, 0x3ff0000000000000,
         0x7fefffffffffffff, 0x7ff0000000000000, 0x7ff0000000000001, 0x7ff8000000000123,
@@ -149,7 +152,7 @@ static void fill_with_floats(struct native *native)
                 else if ((roll & 3) == 2)
                     value = (value & 0xfffffffffffff) | (0x3ff + (roll >> 20) % 128 - 64) << 52;
                 value = (value & ~(1ull << 63)) | sign << 63;
-                memcpy(native->ymm[reg] + 8 * i, &value, 8);
+                memcpy(native.ymm[reg] + 8 * i, &value, 8);
             } else {
                 uint32_t single = (uint32_t)value;
                 if ((roll & 3) == 0)
@@ -160,17 +163,17 @@ static void fill_with_floats(struct native *native)
                 else if ((roll & 3) == 2)
                     single = (single & 0x7fffff) | (uint32_t)(0x7f + (roll >> 20) % 64 - 32) << 23;
                 single = (single & 0x7fffffff) | (uint32_t)sign << 31;
-                memcpy(native->ymm[reg] + 4 * i, &single, 4);
+                memcpy(native.ymm[reg] + 4 * i, &single, 4);
             }
         }
 }
 
 /* Small offsets in every doubleword and quadword, signs in the mask. */
-static void fill_for_gather(struct native *native, int mask)
+static void fill_for_gather(int mask)
 {
     for (int reg = 0; reg < 16; reg++)
         for (int i = 0; i < 32; i++)
-            native->ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
+            native.ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
 }
 
 static uint8_t *mapped; /* one page between two that are not there */
@@ -222,29 +225,51 @@ static bool is_nan(const uint8_t *bytes, unsigned width)
 }
 
 /* Take the CPU's NaN for the core's in each element where both have one. */
-static void same_nans(const struct native *native, struct isthmus_machine *machine, unsigned width)
+static void same_nans(struct isthmus_machine *machine, unsigned width)
 {
     for (unsigned i = 0; i < 16 * 32; i += width) {
         unsigned number = i / 32, at = i % 32;
         uint8_t *ours = at < 16 ? &machine->xmm[number][at] : &machine->ymm_high[number][at - 16];
-        const uint8_t *theirs = &native->ymm[number][at];
+        const uint8_t *theirs = &native.ymm[number][at];
         if (is_nan(ours, width) && is_nan(theirs, width))
             memcpy(ours, theirs, width);
     }
 }
 
-static bool same(const struct native *native, const struct isthmus_machine *machine,
-                 uint64_t flags)
+/* RCPPS and kin: a relative error of 1.5 * 2^-12 (Intel SDM vol. 2B), where results at the edge of
+ * what is flushed may be zero. */
+static bool near(const void *theirs, const void *ours)
+{
+    const float *a = theirs, *b = ours;
+    for (int i = 0; i < 4; i++) {
+        double one = a[i], other = b[i], least = 0x1p-126;
+        bool equal = !memcmp(a + i, b + i, 4);
+        bool close = isfinite(one) && isfinite(other) && signbit(one) == signbit(other) &&
+                     fabs(one - other) <= 1.501 * 0x1p-12 * fabs(other);
+        bool edge = fabs(one) + fabs(other) <= least * 1.001 && signbit(one) == signbit(other) &&
+                    (one == 0 || other == 0);
+        if (!equal && !close && !edge)
+            return false;
+    }
+    return true;
+}
+
+static bool same_vector(const void *theirs, const void *ours, int special)
+{
+    return !memcmp(theirs, ours, 16) || (special == APPROXIMATE && near(theirs, ours));
+}
+
+static bool same(const struct isthmus_machine *machine, uint64_t flags, int special)
 {
     for (unsigned i = 0; i < 15; i++)
-        if (i != 4 && native->gpr[i] != machine->gpr[i])
+        if (i != 4 && native.gpr[i] != machine->gpr[i])
             return false;
     for (unsigned i = 0; i < 16; i++)
-        if (memcmp(native->ymm[i], machine->xmm[i], 16) ||
-            memcmp(native->ymm[i] + 16, machine->ymm_high[i], 16))
+        if (!same_vector(native.ymm[i], machine->xmm[i], special) ||
+            !same_vector(native.ymm[i] + 16, machine->ymm_high[i], special))
             return false;
-    return !((native->flags ^ machine->rflags) & flags) &&
-           native->mxcsr == machine->mxcsr && !memcmp(native->mmx, machine->mmx, sizeof machine->mmx);
+    return !((native.flags ^ machine->rflags) & flags) &&
+           native.mxcsr == machine->mxcsr && !memcmp(native.mmx, machine->mmx, sizeof machine->mmx);
 }
 
 /* Whether the core's exception is the CPU's.  Where a masked store meets several pages, the manual leaves
@@ -265,20 +290,21 @@ static bool same_fault(const struct isthmus_outcome *outcome, int special)
 static bool agrees(const uint8_t *code, uint64_t flags, int special, unsigned *faulted)
 {
     static uint8_t original[WINDOW], after[WINDOW];
-    static struct native native __attribute__((aligned(64)));
-    struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40200,
+    struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40600,
                                       .has_ymm = 1, .ordinary = between};
     uint8_t *memory, *base = place(&memory, special < 0 && special != INSIDE && !between);
     fill(&native, sizeof native);
     if (dice() & 1)
-        fill_with_floats(&native);
+        fill_with_floats();
     memcpy(memory, native.ymm, WINDOW);
     if (dice() & 1)
         fill(memory, WINDOW);
-    /* All exceptions masked; rounding, flush-to-zero, denormals-are-zero and flags as they come. */
-    native.mxcsr = machine.mxcsr = 0x1f80 | (uint32_t)(dice() & (has_mm && dice() & 1 ? 0x2e07f : 0xe07f));
+    /* Rounding, flush-to-zero, denormals-are-zero and flags as they come; mostly all is masked. */
+    uint32_t unmasked = dice() & 3 ? 0 : (uint32_t)(dice() & 0x1f80);
+    uint32_t free = has_mm && dice() & 1 ? 0x2e07f : 0xe07f;
+    native.mxcsr = machine.mxcsr = (0x1f80 ^ unmasked) | (uint32_t)(dice() & free);
     if (special >= 0)
-        fill_for_gather(&native, special);
+        fill_for_gather(special);
     if (special < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
         memcpy(memory + 128, native.ymm[dice() & 15], 32);
         memcpy(native.ymm[dice() & 15], native.ymm[dice() & 15], 32);
@@ -308,7 +334,14 @@ static bool agrees(const uint8_t *code, uint64_t flags, int special, unsigned *f
     struct isthmus_memory access = {.move = move};
     struct isthmus_outcome outcome;
     memcpy(original, memory, WINDOW);
-    isthmus_execute(&machine, code, length, &access, &outcome);
+    /* Decoded anew, or as it was kept. */
+    static struct isthmus_site site;
+    if (dice() & 1)
+        isthmus_execute(&machine, code, length, &access, &outcome);
+    else if (isthmus_knows(&site, 64, code, length))
+        isthmus_again(&site, &machine, &access, &outcome);
+    else
+        isthmus_learn(&site, &machine, code, length, &access, &outcome);
     memcpy(after, memory, WINDOW);
     memcpy(memory, original, WINDOW);
     if (special == UNDEFINED) {
@@ -326,12 +359,12 @@ static bool agrees(const uint8_t *code, uint64_t flags, int special, unsigned *f
     if (special == UPPER_UNDEFINED)
         memcpy(machine.xmm[0] + 8, native.ymm[0] + 8, 8);
     if (special == ANY_SINGLE_NAN || special == ANY_DOUBLE_NAN)
-        same_nans(&native, &machine, special == ANY_SINGLE_NAN ? 4 : 8);
+        same_nans(&machine, special == ANY_SINGLE_NAN ? 4 : 8);
     if (special == BY_RDI && trap.number == 14 && !faults)
         return true;
     if (special == ANY_ALIGNMENT && trap.number == 13 && (uint64_t)base & 15)
         return true;
-    return same_fault(&outcome, special) && same(&native, &machine, flags) &&
+    return same_fault(&outcome, special) && same(&machine, flags, special) &&
            !memcmp(after, memory, WINDOW);
 }
 
@@ -352,6 +385,7 @@ int main(int count, char **words)
     struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
+    sigaction(SIGFPE, &action, NULL);
     signal(SIGILL, on_sigill);
     setvbuf(stdout, NULL, _IOLBF, 0);
     while (scanf("%39s %u %lx %d", hex, &cases, &flags, &special) == 4) {

@@ -46,7 +46,10 @@ static _Atomic uint64_t traps;
 
 /* The kernel's layout of the frame (arch/x86/include/uapi/asm/sigcontext.h). */
 struct frame {
-    uint8_t head[24];
+    uint16_t control, status;
+    uint8_t tags, unused; /* abridged, by physical number */
+    uint16_t opcode;
+    uint64_t ip, data;
     uint32_t mxcsr, mxcsr_mask;
     uint8_t st[8][16];
     uint8_t xmm[16][16];
@@ -91,6 +94,48 @@ static int move(void *context, int access, uint64_t address, uint8_t *bytes, uin
     return ISTHMUS_PAGE_FAULT;
 }
 
+static unsigned top_of(const struct frame *frame)
+{
+    return frame->status >> 11 & 7;
+}
+
+/* The frame has the registers in the order of the stack, an instruction of MMX by number. */
+static void take_x87(struct isthmus_machine *machine, const struct frame *frame)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        unsigned number = (i + top_of(frame)) & 7;
+        memcpy(machine->mmx[number], frame->st[i], 8);
+        memcpy(&machine->x87_high[number], frame->st[i] + 8, 2);
+    }
+    machine->has_x87 = 1;
+    machine->x87_control = frame->control;
+    machine->x87_status = frame->status;
+    machine->x87_tags = frame->tags;
+}
+
+static void give_x87(const struct isthmus_machine *machine, const struct isthmus_outcome *all,
+                     struct frame *frame)
+{
+    unsigned top = 0;
+    if (all->touched & ISTHMUS_WROTE_X87) {
+        top = machine->x87_status >> 11 & 7;
+        frame->status = machine->x87_status;
+        frame->tags = machine->x87_tags;
+        frame->opcode = machine->x87_opcode;
+        frame->ip = machine->x87_ip;
+        frame->data = machine->x87_dp;
+    } else { /* MMX: the top is 0 */
+        frame->status &= (uint16_t)~0x3800;
+        frame->tags = all->touched & ISTHMUS_EMPTIED_MMX ? 0 : 0xff;
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        unsigned number = (i + top) & 7;
+        uint16_t high = all->mmx_written >> number & 1 ? 0xffff : machine->x87_high[number];
+        memcpy(frame->st[i], machine->mmx[number], 8);
+        memcpy(frame->st[i] + 8, &high, 2);
+    }
+}
+
 static void take_state(struct isthmus_machine *machine, const ucontext_t *context)
 {
     const greg_t *registers = context->uc_mcontext.gregs;
@@ -106,8 +151,7 @@ static void take_state(struct isthmus_machine *machine, const ucontext_t *contex
     machine->cr4 = 0x40600; /* OSFXSR, OSXMMEXCPT, OSXSAVE: what every Linux sets */
     machine->mxcsr = frame->mxcsr;
     memcpy(machine->xmm, frame->xmm, sizeof machine->xmm);
-    for (unsigned i = 0; i < 8; i++) /* by stack order; MMX code has the top at 0 */
-        memcpy(machine->mmx[i], frame->st[i], 8);
+    take_x87(machine, frame);
     machine->has_ymm = ymm_offset && frame->magic1 == MAGIC1 && frame->features & AVX;
     if (machine->has_ymm && frame->present & AVX)
         memcpy(machine->ymm_high, (const uint8_t *)frame + ymm_offset, sizeof machine->ymm_high);
@@ -154,14 +198,8 @@ static void give_state(const struct isthmus_machine *machine, const struct isthm
         memcpy((uint8_t *)frame + ymm_offset, machine->ymm_high, sizeof machine->ymm_high);
         frame->present |= AVX;
     }
-    for (unsigned i = 0; i < 8; i++)
-        if (all->mmx_written >> i & 1) {
-            memcpy(frame->st[i], machine->mmx[i], 8);
-            frame->st[i][8] = frame->st[i][9] = 0xff;
-        }
-    if (all->touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX)) {
-        frame->head[4] = all->touched & ISTHMUS_EMPTIED_MMX ? 0 : 0xff; /* abridged tags */
-        frame->head[3] &= (uint8_t)~0x38;                               /* TOP 0 */
+    if (all->touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX | ISTHMUS_WROTE_X87)) {
+        give_x87(machine, all, frame);
         if (extended)
             frame->present |= X87;
     }
@@ -195,9 +233,10 @@ static const uint8_t *fetch(struct window *window, uint64_t address, size_t *ava
 static void raise_fault(const struct isthmus_outcome *outcome)
 {
     siginfo_t information = {0};
-    information.si_signo = outcome->vector == 19 ? SIGFPE : outcome->vector == 17 ? SIGBUS : SIGSEGV;
+    bool arithmetic = outcome->vector == 16 || outcome->vector == 19;
+    information.si_signo = arithmetic ? SIGFPE : outcome->vector == 17 ? SIGBUS : SIGSEGV;
     information.si_code = outcome->vector == 14   ? SEGV_MAPERR
-                          : outcome->vector == 19 ? FPE_FLTINV
+                          : arithmetic            ? FPE_FLTINV
                           : outcome->vector == 17 ? BUS_ADRALN
                                                   : SI_KERNEL;
     information.si_addr = outcome->vector == 14 ? (void *)outcome->address : NULL;
@@ -245,8 +284,10 @@ static void on_sigill(int number, siginfo_t *information, void *data)
         all.ymm_written |= outcome.ymm_written;
         all.mmx_written |= outcome.mmx_written;
         done++;
-        if (outcome.touched & (ISTHMUS_USED_TSC | ISTHMUS_USED_RANDOM))
+        if (outcome.touched & (ISTHMUS_USED_TSC | ISTHMUS_USED_RANDOM | ISTHMUS_WROTE_X87))
             break; /* a second one needs a fresh reading */
+        if (outcome.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX))
+            machine.has_x87 = 0; /* the tags are no longer those that were taken */
     }
     if (done) {
         atomic_fetch_add_explicit(&traps, 1, memory_order_relaxed);

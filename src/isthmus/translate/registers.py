@@ -18,7 +18,7 @@ _ORDER = (0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15)
 _NUMBER = {encoding: number for number, encoding in enumerate(_ORDER)}
 _ENCODED_RSP = 4
 _BASES, _CR0, _CR3, _CR4 = 164, 188, 204, 212
-_X87 = 236
+_X87, _X87_CONTROL = 236, 316
 _XMM = 348
 _MXCSR = 604
 RSP, RIP = 7, 16  # register numbers of the stub
@@ -26,6 +26,8 @@ _QUAD = struct.Struct("<Q")
 _GENERAL = struct.Struct("<17Q")
 _FS_GS = struct.Struct("<2Q")
 _SIGNIFICANDS = struct.Struct("<" + "8s2x" * 8)  # of 80-bit registers
+_SIGNS = struct.Struct("<" + "8xH" * 8)  # with their exponents
+_CONTROL_STATUS = struct.Struct("<2I")
 _ENCODED = itemgetter(*(_NUMBER[encoding] for encoding in range(16)))
 
 
@@ -46,6 +48,11 @@ class Registers:
         """The stack pointer."""
         return int(self.general[RSP])
 
+    @property
+    def x87_status(self) -> int:
+        """The status word of the x87, with the top of its stack."""
+        return int(_CONTROL_STATUS.unpack_from(self.data, _X87_CONTROL)[1]) & 0xFFFF
+
     def control(self, number: int) -> int:
         """CR0, CR3 or CR4."""
         offset = {0: _CR0, 3: _CR3, 4: _CR4}[number]
@@ -62,6 +69,15 @@ class Registers:
         state.has_ymm = 0  # no stub shows the upper halves
         significands = b"".join(_SIGNIFICANDS.unpack_from(self.data, _X87))
         ffi.memmove(state.mmx, significands, 64)
+        state.x87_control = _CONTROL_STATUS.unpack_from(self.data, _X87_CONTROL)[0] & 0xFFFF
+        state.x87_status = self.x87_status
+        state.has_x87 = 0  # the stub's tags are always zero (target/i386/gdbstub.c)
+
+    def lend_x87(self, state: Any, *, empty: bool) -> None:
+        """Fill in the rest of the x87; FISTTP asks for ST(0), and whether that is ``empty``."""
+        state.x87_high = _SIGNS.unpack_from(self.data, _X87)
+        state.x87_tags = 0 if empty else 1 << (self.x87_status >> 11 & 7)
+        state.has_x87 = 1
 
 
 def changes(state: Any, outcome: Any, numbers: dict[str, int], *, clock: bool) -> list[bytes]:
@@ -84,6 +100,10 @@ def changes(state: Any, outcome: Any, numbers: dict[str, int], *, clock: bool) -
         # A write to an MMX register sets the exponent's bits (Intel SDM vol. 1, 9.5.1).
         value = bytes(ffi.buffer(state.mmx[index], 8)) + b"\xff\xff"
         requests.append(write_register(numbers["st0"] + index, value))
+    if outcome.touched & lib.ISTHMUS_WROTE_X87:
+        requests.append(
+            write_register(numbers["fstat"], int(state.x87_status).to_bytes(4, "little"))
+        )
     requests += control_changes(state, outcome, numbers)
     return requests
 

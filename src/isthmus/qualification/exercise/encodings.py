@@ -64,6 +64,11 @@ LEFT_OUT = {
     "RDPRU": "reads counters that differ from host to host",
     "SERIALIZE": "has no result",
     "PTWRITE": "gives its operand to a trace, which is off",
+    "VRCPPS": "an approximation, which differs from maker to maker",
+    "VRCPSS": "an approximation, which differs from maker to maker",
+    "VRSQRTPS": "an approximation, which differs from maker to maker",
+    "VRSQRTSS": "an approximation, which differs from maker to maker",
+    "FISTTP": "needs a number on the x87's stack; QEMU's TCG has it on every CPU model",
     "MOVDIR64B": "copies 64 bytes to where a register points; no lab CPU has it",
 }
 """What the exercise does not execute, with the reason."""
@@ -305,7 +310,9 @@ _SHAPES = (
     (r"V?(ADDSUB|HADD|HSUB|DP|ROUND|FN?M\w*|FRCZ)[PS]D", Shape.DOUBLES),
     (r"V?F(N?M)\w*[PS]D|VFRCZ[PS]D", Shape.DOUBLES),
     (r"V?(ADDSUB|HADD|HSUB|DP|ROUND)[PS]S|V?F(N?M)\w*[PS]S|VFRCZ[PS]S", Shape.SINGLES),
-    (r"VCVTPS2PH|PF\w+", Shape.SINGLES),
+    (r"V(ADD|SUB|MUL|DIV|SQRT|MIN|MAX|CMP|U?COMI)[PS]D|VCVTT?[PS]D2\w+", Shape.DOUBLES),
+    (r"V(ADD|SUB|MUL|DIV|SQRT|MIN|MAX|CMP|U?COMI)[PS]S|VCVTT?[PS]S2\w+", Shape.SINGLES),
+    (r"PF\w+", Shape.SINGLES),
 )
 
 

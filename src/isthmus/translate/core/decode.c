@@ -168,6 +168,7 @@ static void decode_wide_address(struct instruction *insn, uint8_t rm)
 
 bool decode_operands(struct instruction *insn)
 {
+    insn->modrm_at = insn->at;
     uint8_t byte = take_byte(insn);
     uint8_t rm = byte & 7;
     insn->mod = byte >> 6;

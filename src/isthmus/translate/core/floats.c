@@ -1,66 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Floating-point instructions: SSE3's sums, SSE4.1's rounding and dot products, F16C, FMA3, FMA4,
  * XOP's VFRCZ (Intel SDM vol. 2; AMD APM vol. 4 and vol. 6 of its day, 43479). */
-#include "soft.h"
-#include "vector.h"
+#include "float.h"
 
-enum { CR4_OSXMMEXCPT = 0x400, VECTOR_XM = 19, STATUS_FLAGS = 0x3f };
-
-static struct soft start(const struct instruction *insn)
-{
-    uint32_t mxcsr = insn->machine->mxcsr;
-    return (struct soft){.mxcsr = mxcsr, .rounding = mxcsr >> MXCSR_ROUNDING & 3};
-}
-
-/* Note the flags in MXCSR; false if one of them is unmasked, and the exception is in the outcome. */
-static bool settle(struct instruction *insn, const struct soft *soft)
-{
-    uint32_t unmasked = soft->raised & ~(soft->mxcsr >> MXCSR_MASKS) & STATUS_FLAGS;
-    if (unmasked && !(insn->machine->cr4 & CR4_OSXMMEXCPT)) {
-        decline(insn); /* the CPU raises #UD here, and the guest has asked for that */
-        return false;
-    }
-    uint32_t after = insn->machine->mxcsr | soft->raised;
-    if (after != insn->machine->mxcsr) {
-        insn->machine->mxcsr = after;
-        insn->outcome->touched |= ISTHMUS_WROTE_MXCSR;
-    }
-    if (unmasked)
-        fault(insn, VECTOR_XM, false, 0);
-    return !unmasked;
-}
-
-static bool begin(struct instruction *insn, uint32_t name)
-{
-    name_it(insn, vector_name(insn, name));
-    return insn->vex ? vex_usable(insn) : sse_usable(insn);
-}
-
-static void end(struct instruction *insn, const struct soft *soft, unsigned reg,
-                const struct vector *result, uint32_t name)
-{
-    if (!settle(insn, soft))
-        return;
-    set_vector(insn, reg, result);
-    finish(insn, vector_name(insn, name));
-}
-
-static uint64_t get(const struct vector *v, bool wide, unsigned i)
-{
-    return wide ? v->lane[i / 2].q[i % 2] : v->lane[i / 4].d[i % 4];
-}
-
-static void put(struct vector *v, bool wide, unsigned i, uint64_t value)
-{
-    if (wide)
-        v->lane[i / 2].q[i % 2] = value;
-    else
-        v->lane[i / 4].d[i % 4] = (uint32_t)value;
-}
-
-static const struct format *format_of(bool wide) { return wide ? &double_format : &single_format; }
-
-/* ADDSUBPx (0F D0), HADDPx (7C), HSUBPx (7D): 66 doubles, F2 singles; legacy forms. */
+/* ADDSUBPx (0F D0), HADDPx (7C), HSUBPx (7D): 66 doubles, F2 singles. */
 static bool execute_sums(struct instruction *insn)
 {
     static const uint32_t names[3][2] = {{ISTHMUS_ADDSUBPS, ISTHMUS_ADDSUBPD},
@@ -68,7 +11,7 @@ static bool execute_sums(struct instruction *insn)
                                          {ISTHMUS_HSUBPS, ISTHMUS_HSUBPD}};
     unsigned kind = insn->opcode == 0xd0 ? 0 : insn->opcode == 0x7c ? 1 : 2;
     bool wide = insn->prefix == P66;
-    if (insn->vex || insn->map != MAP_0F || (!wide && insn->prefix != PF2) ||
+    if (insn->map != MAP_0F || (!wide && insn->prefix != PF2) ||
         (kind == 2 && insn->opcode != 0x7d))
         return false;
     if (!decode_operands(insn)) {
@@ -77,15 +20,15 @@ static bool execute_sums(struct instruction *insn)
     }
     uint32_t name = names[kind][wide];
     struct vector a, b, result;
-    if (!begin(insn, name) || !load_vector(insn, &b, 16, true))
+    if (!begin(insn, name) || !load_vector(insn, &b, vector_bytes(insn), !insn->vex))
         return true;
-    get_vector(insn, insn->reg, &a);
+    get_first(insn, &a);
     result = a;
     struct soft soft = start(insn);
-    unsigned count = wide ? 2 : 4;
+    unsigned lane = wide ? 2 : 4, count = vector_bytes(insn) / 16 * lane;
     for (unsigned i = 0; i < count; i++) {
-        const struct vector *from = i < count / 2 ? &a : &b;
-        unsigned pair = 2 * i % count;
+        const struct vector *from = i % lane < lane / 2 ? &a : &b;
+        unsigned pair = i / lane * lane + 2 * i % lane;
         put(&result, wide, i,
             kind ? soft_add(&soft, format_of(wide), get(from, wide, pair),
                             get(from, wide, pair + 1), kind == 2)
@@ -95,61 +38,90 @@ static bool execute_sums(struct instruction *insn)
     return true;
 }
 
-/* The sums of a dot product.  Every element of the result is the same number; which NaN it is, where
- * several come together, goes by the element (no manual says so: seen on a Sapphire Rapids). */
-static uint64_t sum_of_two(struct soft *soft, const uint64_t *terms, unsigned i)
-{
-    return soft_add(soft, &double_format, terms[i], terms[!i], false);
-}
-
-static uint64_t sum_of_four(struct soft *soft, const uint64_t *terms, unsigned i)
-{
-    unsigned first = !(i & 1);
-    uint64_t low = soft_add(soft, &single_format, terms[first], terms[!first], false);
-    uint64_t high = soft_add(soft, &single_format, terms[2 + first], terms[2 + !first], false);
-    return i < 2 ? soft_add(soft, &single_format, low, high, false)
-                 : soft_add(soft, &single_format, high, low, false);
-}
-
-/* ROUNDPS, PD, SS, SD (0F3A 08 to 0B) and DPPS, DPPD (40, 41): legacy forms. */
-static bool execute_sse41(struct instruction *insn)
+/* ROUNDPS, PD, SS, SD (0F3A 08 to 0B). */
+static bool execute_rounding(struct instruction *insn)
 {
     static const uint32_t names[4] = {ISTHMUS_ROUNDPS, ISTHMUS_ROUNDPD, ISTHMUS_ROUNDSS,
                                       ISTHMUS_ROUNDSD};
-    bool dots = (insn->opcode & 0xfe) == 0x40, wide = insn->opcode & 1;
-    if (insn->vex || insn->map != MAP_0F3A || insn->prefix != P66 ||
-        !(dots || (insn->opcode & 0xfc) == 0x08))
+    bool wide = insn->opcode & 1, scalar = insn->opcode & 2;
+    if (insn->map != MAP_0F3A || insn->prefix != P66 || (insn->opcode & 0xfc) != 0x08)
         return false;
-    bool whole = decode_operands(insn), scalar = !dots && insn->opcode & 2;
+    bool whole = decode_operands(insn);
     unsigned imm = take_byte(insn);
-    if (!whole || insn->ended) {
+    if (!whole || insn->ended || (insn->vex && !scalar && insn->vvvv)) {
         decline(insn);
         return true;
     }
-    uint32_t name = dots ? wide ? ISTHMUS_DPPD : ISTHMUS_DPPS : names[insn->opcode & 3];
-    struct vector a, b, result;
-    unsigned bytes = scalar ? wide ? 8 : 4 : 16, count = bytes / (wide ? 8 : 4);
-    if (!begin(insn, name) || !load_vector(insn, &b, bytes, !scalar))
+    uint32_t name = names[insn->opcode & 3];
+    struct vector from, result;
+    unsigned size = wide ? 8 : 4, bytes = scalar ? size : vector_bytes(insn);
+    if (!begin(insn, name) || !load_vector(insn, &from, bytes, !insn->vex && !scalar))
         return true;
-    get_vector(insn, insn->reg, &a);
+    get_first(insn, &result);
+    struct soft soft = start(insn);
+    if (!(imm & 4))
+        soft.rounding = imm & 3;
+    for (unsigned i = 0; i < bytes / size; i++)
+        put(&result, wide, i,
+            soft_to_integral(&soft, format_of(wide), get(&from, wide, i), imm & 8));
+    if (scalar)
+        insn->long_vector = false;
+    end(insn, &soft, insn->reg, &result, name);
+    return true;
+}
+
+/* Dot products in lanes of `lane` elements, step by step: a step with an unmasked exception is the last
+ * one.  Every element of a lane's result is the same number; which NaN it is, where several come
+ * together, goes by the element and by the maker (no manual says so: here it is as a Sapphire Rapids
+ * does it). */
+static void dot(struct soft *soft, bool wide, unsigned count, unsigned imm, const struct vector *a,
+                const struct vector *b, struct vector *result)
+{
+    const struct format *format = format_of(wide);
+    unsigned lane = wide ? 2 : 4;
+    uint64_t terms[8] = {0}, low[8], high[8];
+    for (unsigned i = 0; i < count; i++)
+        if (imm >> (4 + i % lane) & 1)
+            terms[i] = soft_multiply(soft, format, get(a, wide, i), get(b, wide, i));
+    if (!proceed(soft))
+        return;
+    for (unsigned i = 0; i < count; i++) {
+        const uint64_t *here = terms + i / lane * lane;
+        unsigned first = wide ? i & 1 : !(i & 1);
+        low[i] = soft_add(soft, format, here[first], here[!first], false);
+        if (!wide)
+            high[i] = soft_add(soft, format, here[2 + first], here[2 + !first], false);
+    }
+    if (!proceed(soft))
+        return;
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t total = wide             ? low[i]
+                         : i % lane < 2 ? soft_add(soft, format, low[i], high[i], false)
+                                        : soft_add(soft, format, high[i], low[i], false);
+        put(result, wide, i, imm >> i % lane & 1 ? total : 0);
+    }
+}
+
+/* DPPS, DPPD (0F3A 40, 41). */
+static bool execute_dots(struct instruction *insn)
+{
+    bool wide = insn->opcode & 1;
+    if (insn->map != MAP_0F3A || insn->prefix != P66 || (insn->opcode & 0xfe) != 0x40)
+        return false;
+    bool whole = decode_operands(insn);
+    unsigned imm = take_byte(insn);
+    if (!whole || insn->ended || (insn->vex && wide && insn->long_vector)) {
+        decline(insn);
+        return true;
+    }
+    uint32_t name = wide ? ISTHMUS_DPPD : ISTHMUS_DPPS;
+    struct vector a, b, result;
+    if (!begin(insn, name) || !load_vector(insn, &b, vector_bytes(insn), !insn->vex))
+        return true;
+    get_first(insn, &a);
     result = a;
     struct soft soft = start(insn);
-    const struct format *format = format_of(wide);
-    if (!dots) {
-        if (!(imm & 4))
-            soft.rounding = imm & 3;
-        for (unsigned i = 0; i < count; i++)
-            put(&result, wide, i, soft_to_integral(&soft, format, get(&b, wide, i), imm & 8));
-    } else {
-        uint64_t terms[4] = {0, 0, 0, 0};
-        for (unsigned i = 0; i < count; i++)
-            if (imm >> (4 + i) & 1)
-                terms[i] = soft_multiply(&soft, format, get(&a, wide, i), get(&b, wide, i));
-        for (unsigned i = 0; i < count; i++) {
-            uint64_t total = wide ? sum_of_two(&soft, terms, i) : sum_of_four(&soft, terms, i);
-            put(&result, wide, i, imm >> i & 1 ? total : 0);
-        }
-    }
+    dot(&soft, wide, vector_bytes(insn) / (wide ? 8 : 4), imm, &a, &b, &result);
     end(insn, &soft, insn->reg, &result, name);
     return true;
 }
@@ -190,8 +162,13 @@ static bool execute_halves(struct instruction *insn)
         insn->long_vector = false; /* the upper half is cleared */
         end(insn, &soft, insn->rm, &result, name);
     } else {
-        uint32_t unmasked = soft.raised & ~(soft.mxcsr >> MXCSR_MASKS) & STATUS_FLAGS;
-        if (!unmasked && !store(insn, result.lane[0].b, 2 * count))
+        /* A page fault comes before #XM (SDM vol. 3A, table 6-2). */
+        int segment;
+        uint64_t offset = effective_address(insn, &segment);
+        uint8_t present[16];
+        bool done = proceed(&soft);
+        if (done ? !store_at(insn, segment, offset, result.lane[0].b, 2 * count)
+                 : !load_to_store(insn, segment, offset, present, 2 * count))
             return true;
         if (settle(insn, &soft))
             finish(insn, name);
@@ -328,6 +305,6 @@ bool execute_floats(struct instruction *insn)
 {
     if (insn->xop)
         return execute_fractions(insn);
-    return execute_sums(insn) || execute_sse41(insn) || execute_halves(insn) ||
-           execute_fma3(insn) || execute_fma4(insn);
+    return execute_sums(insn) || execute_rounding(insn) || execute_dots(insn) ||
+           execute_halves(insn) || execute_fma3(insn) || execute_fma4(insn);
 }

@@ -10,7 +10,8 @@ enum { FLAG_VM = 0x20000, FLAG_AC = 0x40000 };
 enum { CR0_EM = 4, CR0_TS = 8, CR0_AM = 0x40000 };
 enum { CR4_TSD = 4, CR4_OSFXSR = 0x200, CR4_OSXSAVE = 0x40000 };
 enum { MXCSR_MM = 0x20000 };
-enum { VECTOR_NM = 7, VECTOR_SS = 12, VECTOR_GP = 13, VECTOR_PF = 14, VECTOR_AC = 17 };
+enum { VECTOR_NM = 7, VECTOR_SS = 12, VECTOR_GP = 13, VECTOR_PF = 14 };
+enum { VECTOR_MF = 16, VECTOR_AC = 17 };
 enum { PAGE_FAULT_WRITE = 2 }; /* of its error code: SDM vol. 3A, 4.7 */
 enum { LONGEST = 15 }; /* a longer instruction raises #GP, never #UD */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI };
@@ -23,6 +24,7 @@ struct instruction {
     const uint8_t *code;
     size_t available;
     size_t at;              /* the next byte to take */
+    size_t modrm_at;
     bool ended;             /* bytes were wanted beyond the end */
     bool lock, operand_size, address_size;
     uint8_t repeat;         /* 0, 0xF2 or 0xF3: the last one given */
@@ -126,6 +128,8 @@ static inline bool sse_usable(struct instruction *insn)
 
 /* The same for MMX. */
 bool mmx_usable(struct instruction *insn);
+/* Whether no x87 exception is waiting, which MMX and x87 instructions then raise. */
+bool none_waiting(struct instruction *insn);
 
 /* The groups, one file each.  Called with the opcode decoded; return false if not theirs, and true
  * after having written the outcome. */
@@ -146,6 +150,10 @@ bool execute_avx_moves(struct instruction *insn);
 bool execute_bits(struct instruction *insn);
 bool execute_xop(struct instruction *insn);
 bool execute_floats(struct instruction *insn);
+bool execute_x87(struct instruction *insn);
+bool execute_avx_arithmetic(struct instruction *insn);
+bool execute_avx_compare(struct instruction *insn);
+bool execute_avx_convert(struct instruction *insn);
 bool execute_system(struct instruction *insn);
 bool execute_lwp(struct instruction *insn);
 

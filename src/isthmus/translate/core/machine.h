@@ -37,6 +37,14 @@ struct isthmus_machine {
     uint8_t xmm[16][16];
     uint8_t ymm_high[16][16];  /* bits 255:128; they count if has_ymm */
     uint8_t mmx[8][8];         /* the significands of the physical x87 registers R0 to R7 */
+    uint16_t x87_control;      /* with the status it tells whether an exception is waiting (#MF) */
+    uint16_t x87_status;
+    /* The rest of the x87, which FISTTP asks for. */
+    uint8_t has_x87;           /* whether the caller lends it, to read and to write */
+    uint8_t x87_tags;          /* abridged, as FXSAVE has them: bit n is set if Rn is not empty */
+    uint16_t x87_high[8];      /* signs and exponents of R0 to R7 */
+    uint16_t x87_opcode;       /* of the last instruction, with its address and that of its operand: */
+    uint64_t x87_ip, x87_dp;   /* written only */
 };
 
 enum isthmus_kind {
@@ -58,6 +66,8 @@ enum isthmus_touched {
     ISTHMUS_EMPTIED_MMX = 4,    /* FEMMS: all tags empty */
     ISTHMUS_WAITED = 8,         /* MWAIT returned at once */
     ISTHMUS_WROTE_MXCSR = 32,   /* also where the outcome is a fault: #XM shows its flags */
+    ISTHMUS_WROTE_X87 = 64,     /* x87 status, tags and last instruction; the registers stay.  It ends
+                                 * a run: what comes next needs the state anew */
     ISTHMUS_USED_RANDOM = 16    /* `random` was given away: it must not be given twice */
 };
 

@@ -192,6 +192,15 @@ void fault(struct instruction *insn, uint32_t vector, bool has_error, uint32_t e
     insn->outcome->error_code = error_code;
 }
 
+bool none_waiting(struct instruction *insn)
+{
+    const struct isthmus_machine *machine = insn->machine;
+    if (!(machine->x87_status & ~machine->x87_control & 0x3f))
+        return true;
+    fault(insn, VECTOR_MF, false, 0);
+    return false;
+}
+
 bool mmx_usable(struct instruction *insn)
 {
     if (insn->machine->cr0 & CR0_EM) {
@@ -202,5 +211,5 @@ bool mmx_usable(struct instruction *insn)
         fault(insn, VECTOR_NM, false, 0);
         return false;
     }
-    return true;
+    return none_waiting(insn);
 }

@@ -1,34 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Sources: Intel SDM vol. 1, 4.8 (formats), 4.9 (exceptions and their order), 11.5 (SSE's), 14.5
- * (FMA's NaNs); vol. 2C, VCVTPS2PH.  Tininess is detected after rounding. */
-#include "soft.h"
-
-__extension__ typedef unsigned __int128 wide;
+ * (FMA's NaNs).  Tininess is detected after rounding. */
+#include "soft_number.h"
 
 const struct format half_format = {16, 10, 15};
 const struct format single_format = {32, 23, 127};
 const struct format double_format = {64, 52, 1023};
 
-enum class { ZERO, NUMBER, INFINITE, QUIET, SIGNALLING };
-
-struct number {
-    enum class class;
-    bool negative;
-    int exponent;   /* of the leading bit */
-    uint64_t digits; /* the leading bit is bit 63 */
-    bool denormal;
-};
-
-static uint64_t field(const struct format *f) { return (UINT64_C(1) << f->fraction) - 1; }
-static uint64_t sign_bit(const struct format *f) { return UINT64_C(1) << (f->width - 1); }
-static uint64_t exponents(const struct format *f) { return (sign_bit(f) - 1) & ~field(f); }
-static uint64_t quiet_bit(const struct format *f) { return UINT64_C(1) << (f->fraction - 1); }
-static uint64_t default_nan(const struct format *f)
-{
-    return sign_bit(f) | exponents(f) | quiet_bit(f);
-}
-
-static struct number unpack(const struct format *f, uint64_t bits, bool denormals_are_zero)
+struct number soft_unpack(const struct format *f, uint64_t bits, bool denormals_are_zero)
 {
     struct number n = {.negative = bits & sign_bit(f)};
     int exponent = (int)((bits & exponents(f)) >> f->fraction);
@@ -51,8 +30,6 @@ static struct number unpack(const struct format *f, uint64_t bits, bool denormal
     return n;
 }
 
-static bool is_nan(struct number n) { return n.class >= QUIET; }
-
 static bool rounds_up(unsigned rounding, bool negative, bool odd, bool half, bool below)
 {
     switch (rounding) {
@@ -64,7 +41,7 @@ static bool rounds_up(unsigned rounding, bool negative, bool odd, bool half, boo
 }
 
 /* The top `keep` bits of `digits`, rounded; keep may be 0 or less. */
-static uint64_t top_bits(wide digits, int keep, unsigned rounding, bool negative, bool *inexact)
+uint64_t soft_top_bits(wide digits, int keep, unsigned rounding, bool negative, bool *inexact)
 {
     uint64_t kept = keep > 0 ? (uint64_t)(digits >> (128 - keep)) : 0;
     wide rest = keep > 0 ? digits << keep : keep == 0 ? digits : digits != 0;
@@ -74,13 +51,13 @@ static uint64_t top_bits(wide digits, int keep, unsigned rounding, bool negative
 }
 
 /* Round `digits` (leading bit 127) * 2^exponent into the format. */
-static uint64_t pack(struct soft *soft, const struct format *f, bool negative, int exponent,
-                     wide digits, bool flush)
+uint64_t soft_pack(struct soft *soft, const struct format *f, bool negative, int exponent,
+                   wide digits, bool flush)
 {
     uint64_t sign = negative ? sign_bit(f) : 0;
     int precision = (int)f->fraction + 1, least = 1 - f->bias;
     bool inexact, tiny;
-    uint64_t kept = top_bits(digits, precision, soft->rounding, negative, &inexact);
+    uint64_t kept = soft_top_bits(digits, precision, soft->rounding, negative, &inexact);
     bool carried = kept >> precision;
     tiny = exponent + carried < least;
     if (tiny) {
@@ -89,11 +66,12 @@ static uint64_t pack(struct soft *soft, const struct format *f, bool negative, i
             soft->raised |= FLAG_UE | FLAG_PE;
             return sign;
         }
-        kept = top_bits(digits, precision - (least - exponent), soft->rounding, negative,
-                        &inexact);
+        bool rounded = inexact; /* unmasked, the exponent is made to fit, and this is the answer */
+        kept = soft_top_bits(digits, precision - (least - exponent), soft->rounding, negative,
+                             &inexact);
         if (inexact || !masked)
             soft->raised |= FLAG_UE;
-        if (inexact)
+        if (masked ? inexact : rounded)
             soft->raised |= FLAG_PE;
         return sign | kept; /* a carry into the exponent makes the least normal number */
     }
@@ -102,7 +80,8 @@ static uint64_t pack(struct soft *soft, const struct format *f, bool negative, i
     exponent += carried;
     kept >>= carried;
     if (exponent > f->bias) {
-        soft->raised |= FLAG_OE | FLAG_PE;
+        /* Unmasked, what is inexact is the number with its exponent made to fit. */
+        soft->raised |= FLAG_OE | (soft->mxcsr & FLAG_OE << MXCSR_MASKS ? FLAG_PE : 0);
         bool to_infinity = soft->rounding == NEAREST || (soft->rounding == UP && !negative) ||
                            (soft->rounding == DOWN && negative);
         return sign | (to_infinity ? exponents(f) : exponents(f) - 1);
@@ -110,10 +89,8 @@ static uint64_t pack(struct soft *soft, const struct format *f, bool negative, i
     return sign | (uint64_t)(exponent + f->bias) << f->fraction | (kept & field(f));
 }
 
-static bool flushes(const struct soft *soft) { return soft->mxcsr & MXCSR_FTZ; }
-
 /* The NaN of the first operand that is one, quieted; 0 if none is. */
-static uint64_t first_nan(struct soft *soft, const struct format *f, const uint64_t *bits,
+uint64_t soft_first_nan(struct soft *soft, const struct format *f, const uint64_t *bits,
                           const struct number *numbers, unsigned count)
 {
     uint64_t result = 0;
@@ -162,7 +139,7 @@ static uint64_t sum(struct soft *soft, const struct format *f, bool negative, in
         total <<= 1;
         exponent--;
     }
-    return pack(soft, f, negative, exponent, total, flushes(soft));
+    return soft_pack(soft, f, negative, exponent, total, flushes(soft));
 }
 
 static void product(struct number x, struct number y, int *exponent, wide *digits)
@@ -182,10 +159,10 @@ uint64_t soft_multiply_add(struct soft *soft, const struct format *f, uint64_t x
     const uint64_t bits[3] = {x, y, z};
     struct number n[3];
     for (unsigned i = 0; i < 3; i++)
-        n[i] = unpack(f, bits[i], daz);
+        n[i] = soft_unpack(f, bits[i], daz);
     bool undefined = (n[0].class == INFINITE && n[1].class == ZERO) ||
                      (n[0].class == ZERO && n[1].class == INFINITE);
-    uint64_t nan = first_nan(soft, f, bits, n, 3);
+    uint64_t nan = soft_first_nan(soft, f, bits, n, 3);
     if (nan)
         return nan;
     bool negative = n[0].negative ^ n[1].negative ^ negate_product;
@@ -202,13 +179,13 @@ uint64_t soft_multiply_add(struct soft *soft, const struct format *f, uint64_t x
     if (n[0].class == ZERO || n[1].class == ZERO) {
         if (n[2].class == ZERO)
             return zero(soft, f, negative, negative_z);
-        return pack(soft, f, negative_z, n[2].exponent, (wide)n[2].digits << 64, flushes(soft));
+        return soft_pack(soft, f, negative_z, n[2].exponent, (wide)n[2].digits << 64, flushes(soft));
     }
     int exponent;
     wide digits;
     product(n[0], n[1], &exponent, &digits);
     if (n[2].class == ZERO)
-        return pack(soft, f, negative, exponent, digits, flushes(soft));
+        return soft_pack(soft, f, negative, exponent, digits, flushes(soft));
     return sum(soft, f, negative, exponent, digits, negative_z, n[2].exponent,
                (wide)n[2].digits << 64);
 }
@@ -217,8 +194,8 @@ uint64_t soft_add(struct soft *soft, const struct format *f, uint64_t x, uint64_
 {
     bool daz = soft->mxcsr & MXCSR_DAZ;
     const uint64_t bits[2] = {x, y};
-    struct number n[2] = {unpack(f, x, daz), unpack(f, y, daz)};
-    uint64_t nan = first_nan(soft, f, bits, n, 2);
+    struct number n[2] = {soft_unpack(f, x, daz), soft_unpack(f, y, daz)};
+    uint64_t nan = soft_first_nan(soft, f, bits, n, 2);
     if (nan)
         return nan;
     bool negative_y = n[1].negative ^ subtract;
@@ -235,9 +212,9 @@ uint64_t soft_add(struct soft *soft, const struct format *f, uint64_t x, uint64_
     if (n[0].class == ZERO && n[1].class == ZERO)
         return zero(soft, f, n[0].negative, negative_y);
     if (n[0].class == ZERO)
-        return pack(soft, f, negative_y, n[1].exponent, (wide)n[1].digits << 64, flushes(soft));
+        return soft_pack(soft, f, negative_y, n[1].exponent, (wide)n[1].digits << 64, flushes(soft));
     if (n[1].class == ZERO)
-        return pack(soft, f, n[0].negative, n[0].exponent, (wide)n[0].digits << 64, flushes(soft));
+        return soft_pack(soft, f, n[0].negative, n[0].exponent, (wide)n[0].digits << 64, flushes(soft));
     return sum(soft, f, n[0].negative, n[0].exponent, (wide)n[0].digits << 64, negative_y,
                n[1].exponent, (wide)n[1].digits << 64);
 }
@@ -246,8 +223,8 @@ uint64_t soft_multiply(struct soft *soft, const struct format *f, uint64_t x, ui
 {
     bool daz = soft->mxcsr & MXCSR_DAZ;
     const uint64_t bits[2] = {x, y};
-    struct number n[2] = {unpack(f, x, daz), unpack(f, y, daz)};
-    uint64_t nan = first_nan(soft, f, bits, n, 2);
+    struct number n[2] = {soft_unpack(f, x, daz), soft_unpack(f, y, daz)};
+    uint64_t nan = soft_first_nan(soft, f, bits, n, 2);
     if (nan)
         return nan;
     uint64_t sign = n[0].negative != n[1].negative ? sign_bit(f) : 0;
@@ -266,14 +243,14 @@ uint64_t soft_multiply(struct soft *soft, const struct format *f, uint64_t x, ui
     int exponent;
     wide digits;
     product(n[0], n[1], &exponent, &digits);
-    return pack(soft, f, sign, exponent, digits, flushes(soft));
+    return soft_pack(soft, f, sign, exponent, digits, flushes(soft));
 }
 
 /* ROUNDPS and kin: only invalid and inexact are flagged, the latter unless `quiet`. */
 uint64_t soft_to_integral(struct soft *soft, const struct format *f, uint64_t x, bool quiet)
 {
-    struct number n = unpack(f, x, soft->mxcsr & MXCSR_DAZ);
-    uint64_t nan = first_nan(soft, f, &x, &n, 1), sign = x & sign_bit(f);
+    struct number n = soft_unpack(f, x, soft->mxcsr & MXCSR_DAZ);
+    uint64_t nan = soft_first_nan(soft, f, &x, &n, 1), sign = x & sign_bit(f);
     if (nan)
         return nan;
     if (n.class == ZERO)
@@ -282,7 +259,7 @@ uint64_t soft_to_integral(struct soft *soft, const struct format *f, uint64_t x,
         return x;
     bool inexact;
     uint64_t whole =
-        top_bits((wide)n.digits << 64, n.exponent + 1, soft->rounding, n.negative, &inexact);
+        soft_top_bits((wide)n.digits << 64, n.exponent + 1, soft->rounding, n.negative, &inexact);
     if (inexact && !quiet)
         soft->raised |= FLAG_PE;
     if (!whole)
@@ -299,8 +276,8 @@ uint64_t soft_to_integral(struct soft *soft, const struct format *f, uint64_t x,
 /* VFRCZ: what remains after truncation, exactly. */
 uint64_t soft_fraction(struct soft *soft, const struct format *f, uint64_t x)
 {
-    struct number n = unpack(f, x, soft->mxcsr & MXCSR_DAZ);
-    uint64_t nan = first_nan(soft, f, &x, &n, 1);
+    struct number n = soft_unpack(f, x, soft->mxcsr & MXCSR_DAZ);
+    uint64_t nan = soft_first_nan(soft, f, &x, &n, 1);
     if (nan)
         return nan;
     if (n.class == INFINITE || n.class == ZERO) {
@@ -318,46 +295,5 @@ uint64_t soft_fraction(struct soft *soft, const struct format *f, uint64_t x)
         n.digits <<= 1;
         n.exponent--;
     }
-    return pack(soft, f, n.negative, n.exponent, (wide)n.digits << 64, flushes(soft));
-}
-
-static uint64_t converted_nan(struct soft *soft, const struct format *from,
-                              const struct format *to, uint64_t x, struct number n)
-{
-    if (n.class == SIGNALLING)
-        soft->raised |= FLAG_IE;
-    uint64_t fraction = x & field(from);
-    fraction = to->fraction > from->fraction ? fraction << (to->fraction - from->fraction)
-                                             : fraction >> (from->fraction - to->fraction);
-    return (n.negative ? sign_bit(to) : 0) | exponents(to) | quiet_bit(to) | fraction;
-}
-
-/* Half-precision denormals are numbers whatever MXCSR says, and raise no flag. */
-uint64_t soft_half_to_single(struct soft *soft, uint64_t x)
-{
-    struct number n = unpack(&half_format, x, false);
-    if (is_nan(n))
-        return converted_nan(soft, &half_format, &single_format, x, n);
-    uint64_t sign = n.negative ? sign_bit(&single_format) : 0;
-    if (n.class == ZERO)
-        return sign;
-    if (n.class == INFINITE)
-        return sign | exponents(&single_format);
-    return pack(soft, &single_format, n.negative, n.exponent, (wide)n.digits << 64, false);
-}
-
-/* Flush-to-zero does not count here. */
-uint64_t soft_single_to_half(struct soft *soft, uint64_t x)
-{
-    struct number n = unpack(&single_format, x, soft->mxcsr & MXCSR_DAZ);
-    if (is_nan(n))
-        return converted_nan(soft, &single_format, &half_format, x, n);
-    uint64_t sign = n.negative ? sign_bit(&half_format) : 0;
-    if (n.denormal)
-        soft->raised |= FLAG_DE;
-    if (n.class == ZERO)
-        return sign;
-    if (n.class == INFINITE)
-        return sign | exponents(&half_format);
-    return pack(soft, &half_format, n.negative, n.exponent, (wide)n.digits << 64, false);
+    return soft_pack(soft, f, n.negative, n.exponent, (wide)n.digits << 64, flushes(soft));
 }

@@ -34,6 +34,9 @@ _TF, _RF = 1 << 8, 1 << 16
 _ERROR_FETCH = 16  # Intel SDM vol. 3A, 4.7: I/D
 _RETURN = struct.Struct("<4Q")  # RIP CS RFLAGS RSP
 _ALL_ONES = (1 << 64) - 1
+_FXAM, _FFREE = bytes.fromhex("d9e5"), bytes.fromhex("ddc0")  # of ST(0)
+_CLASS, _EMPTY = 0x4500, 0x4100  # what FXAM says in C3, C2, C0 (Intel SDM vol. 2A, FXAM)
+_TOP = 0x3800
 
 
 class Work:
@@ -76,6 +79,9 @@ class Work:
         rsp = trap.registers.rsp
         operand = Operand((rsp, rsp + FRAME_BYTES))
         kind = await self._first(trap, operand)
+        if kind is Kind.LACKS_STATE and self._machine.mnemonic == "FISTTP":
+            await self._lend_x87(trap, vectors, thread)
+            kind = await self._first(trap, operand)
         if kind is Kind.FAULT:
             outcome = self._machine.outcome
             error = int(outcome.error_code) if outcome.has_error else None
@@ -116,6 +122,18 @@ class Work:
             elif not await self._pages.fetch(trap, operand):
                 break
         return Kind.NOT_OURS
+
+    async def _lend_x87(self, trap: Trap, vectors: Vectors, thread: bytes) -> None:
+        """Find out whether ST(0) is empty: no register of the stub tells, so the CPU says it."""
+        fstat, status = self._stub.numbers["fstat"], trap.registers.x87_status
+        await self._step_over(_FXAM, vectors.iretq, thread)
+        (answer,) = await self._stub.ask(b"p%x" % fstat)
+        found = int.from_bytes(unhex(answer), "little")
+        await self._stub.ask(
+            write_register(fstat, status.to_bytes(4, "little")),
+            write_register(RIP, trap.registers.rip.to_bytes(8, "little")),
+        )
+        trap.registers.lend_x87(self._machine.state, empty=found & _CLASS == _EMPTY)
 
     async def _go_on(self, trap: Trap, operand: Operand, run: "Run") -> None:
         """Do what follows as long as that is ours or ordinary, and its bytes are at hand.
@@ -175,6 +193,9 @@ class Work:
         """The requests that bring the vCPU behind the instruction, and its resume."""
         state = self._machine.state
         piece = run.piece
+        before = trap.registers.x87_status
+        if run.touched & lib.ISTHMUS_WROTE_X87 and (before ^ int(state.x87_status)) & _TOP:
+            await self._step_over(_FFREE, vectors.iretq, thread)
         requests = changes(state, run, self._stub.numbers, clock=piece == "rdtsc")
         requests += [write_memory(*stored) for stored in operand.stored]
         # RF was set by the fault so that the instruction could be tried again; it has been done.
@@ -249,10 +270,14 @@ class Run:
         self.xmm_written |= outcome.xmm_written
         self.mmx_written |= outcome.mmx_written
         self.touched |= outcome.touched
-        self.ended = bool(outcome.touched & (lib.ISTHMUS_USED_TSC | lib.ISTHMUS_WAITED))
+        self.ended = bool(outcome.touched & _LAST)
         if outcome.mnemonic:
             self.mnemonics.append(machine.mnemonic)
         return True
+
+
+# What ends a run: the state that comes next has to be read from the guest's CPU.
+_LAST = lib.ISTHMUS_USED_TSC | lib.ISTHMUS_WAITED | lib.ISTHMUS_WROTE_X87
 
 
 def _piece(touched: int) -> str:

@@ -271,7 +271,7 @@ static void give_ymm(const struct isthmus_machine *machine, u32 written)
 /* Registers of MMX lie in those of the x87, which only FXSAVE reads without disturbing them. */
 struct fxsave {
 	u16 control, status;
-	u8 tags, reserved;
+	u8 tags, reserved; /* abridged, by physical number */
 	u16 opcode;
 	u64 ip, data;
 	u32 mxcsr, mask;
@@ -279,37 +279,48 @@ struct fxsave {
 	u8 rest[352];
 } __aligned(16);
 
-static void take_mmx(struct isthmus_machine *machine)
+static void take_x87(struct isthmus_machine *machine)
 {
 	struct fxsave area;
 
 	asm volatile("fxsave64 %0" : "=m"(area));
 	/* ST(i) is physical register (TOP + i) mod 8; MMi is physical register i. */
-	for (unsigned int i = 0; i < 8; i++)
-		memcpy(machine->mmx[(i + (area.status >> 11)) & 7], area.st[i], 8);
+	for (unsigned int i = 0; i < 8; i++) {
+		unsigned int number = (i + (area.status >> 11)) & 7;
+
+		memcpy(machine->mmx[number], area.st[i], 8);
+		memcpy(&machine->x87_high[number], area.st[i] + 8, 2);
+	}
+	machine->has_x87 = 1;
+	machine->x87_control = area.control;
+	machine->x87_status = area.status;
+	machine->x87_tags = area.tags;
 }
 
-static void give_mmx(const struct isthmus_machine *machine, const struct isthmus_outcome *all)
+static void give_x87(const struct isthmus_machine *machine, const struct isthmus_outcome *all)
 {
 	struct fxsave area;
-	unsigned int top;
+	unsigned int top = 0;
 
 	asm volatile("fxsave64 %0" : "=m"(area));
-	top = area.status >> 11 & 7;
-	if (top) { /* MMX sets TOP to 0: what was ST(i) is now found by its physical number */
-		u8 turned[8][16];
-
-		for (unsigned int i = 0; i < 8; i++)
-			memcpy(turned[(i + top) & 7], area.st[i], 16);
-		memcpy(area.st, turned, sizeof(turned));
+	if (all->touched & ISTHMUS_WROTE_X87) {
+		top = machine->x87_status >> 11 & 7;
+		area.status = machine->x87_status;
+		area.tags = machine->x87_tags;
+		area.opcode = machine->x87_opcode;
+		area.ip = machine->x87_ip;
+		area.data = machine->x87_dp;
+	} else { /* MMX: the top is 0 */
 		area.status &= ~0x3800;
+		area.tags = all->touched & ISTHMUS_EMPTIED_MMX ? 0 : 0xff;
 	}
-	for (unsigned int i = 0; i < 8; i++)
-		if (all->mmx_written >> i & 1) {
-			memcpy(area.st[i], machine->mmx[i], 8);
-			area.st[i][8] = area.st[i][9] = 0xff;
-		}
-	area.tags = all->touched & ISTHMUS_EMPTIED_MMX ? 0 : 0xff;
+	for (unsigned int i = 0; i < 8; i++) {
+		unsigned int number = (i + top) & 7;
+		u16 high = all->mmx_written >> number & 1 ? 0xffff : machine->x87_high[number];
+
+		memcpy(area.st[i], machine->mmx[number], 8);
+		memcpy(area.st[i] + 8, &high, 2);
+	}
 	asm volatile("fxrstor64 %0" : : "m"(area));
 }
 
@@ -366,6 +377,12 @@ static void take_the_rest(struct isthmus_machine *machine, const u8 *code, bool 
 	}
 }
 
+/* FISTTP's opcodes */
+static __always_inline bool is_x87(u8 byte)
+{
+	return byte == 0xdb || byte == 0xdd || byte == 0xdf;
+}
+
 /* Whether a further missing instruction may follow: worth an attempt at decoding. */
 static bool promising(const u8 *code)
 {
@@ -375,7 +392,7 @@ static bool promising(const u8 *code)
 		byte = code[1];
 	if ((byte & 0xf0) == 0x40)
 		byte = code[2];
-	return byte == 0x0f || byte == 0xc4 || byte == 0xc5 || byte == 0x8f;
+	return byte == 0x0f || byte == 0xc4 || byte == 0xc5 || byte == 0x8f || is_x87(byte);
 }
 
 /* 64, 32, or 0 for a code segment of the program's own making (a local table's). */
@@ -386,11 +403,19 @@ static __always_inline unsigned int mode_of(const struct pt_regs *regs)
 	return regs->cs == __USER32_CS ? 32 : 0;
 }
 
-static __always_inline bool mmx_coming(const u8 *code)
+/* Whether an instruction may come that asks for the registers of MMX or the x87. */
+static __always_inline bool x87_coming(const u8 *code)
 {
+	unsigned int i;
+
 	if ((code[0] & 0xf0) == 0x40)
 		code++;
-	return code[0] == 0x0f && code[1] != 0x01 && code[1] != 0xc7;
+	if (code[0] == 0x0f)
+		return code[1] != 0x01 && code[1] != 0xc7;
+	for (i = 0; i < 5; i++) /* prefixes may stand before */
+		if (is_x87(code[i]))
+			return true;
+	return false;
 }
 
 /* The instruction bytes at hand: `at` of `available` are behind us. */
@@ -420,6 +445,8 @@ static __always_inline void take_control(struct isthmus_machine *machine, const 
 	machine->rip = regs->ip;
 	machine->cpl = regs->cs & 3;
 	machine->has_ymm = 0;
+	machine->has_x87 = 0;
+	machine->x87_status = 0;
 	machine->random_valid = 0;
 	machine->ordinary = 0; /* what every CPU has, this one has */
 }
@@ -510,8 +537,8 @@ static int at_length(struct counters *mine, struct window *window, bool from_use
 		take_the_rest(&machine, here, from_user);
 		if (!machine.has_ymm && has_vex(here))
 			machine.has_ymm = take_ymm(&machine);
-		if (mmx_coming(here) && !all.mmx_written)
-			take_mmx(&machine);
+		if (x87_coming(here) && !(all.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX)))
+			take_x87(&machine);
 		if (mine->depth == 1)
 			isthmus_learn(site_of(mine, next), &machine, here,
 				      window->available - window->at, &memory, &outcome);
@@ -526,10 +553,12 @@ static int at_length(struct counters *mine, struct window *window, bool from_use
 		ymm |= outcome.ymm_written;
 		all.touched |= outcome.touched;
 		all.mmx_written |= outcome.mmx_written;
+		if (outcome.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX))
+			machine.has_x87 = 0; /* the tags are no longer those that were taken */
 		window->at += outcome.length;
 		if (++done == MOST_IN_ONE_TRAP || !batch || machine.rflags & X86_EFLAGS_TF ||
 		    machine.rip != next + outcome.length || /* it jumped */
-		    all.touched & (ISTHMUS_USED_TSC | ISTHMUS_USED_RANDOM))
+		    all.touched & (ISTHMUS_USED_TSC | ISTHMUS_USED_RANDOM | ISTHMUS_WROTE_X87))
 			break;
 	} while (look_ahead(window, from_user, machine.rip));
 	if (!done && outcome.kind == ISTHMUS_FAULT) {
@@ -547,8 +576,8 @@ static int at_length(struct counters *mine, struct window *window, bool from_use
 		return NOTIFY_DONE;
 	}
 	give_general(&machine, all.gpr_written, regs);
-	if (unlikely(all.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX)))
-		give_mmx(&machine, &all);
+	if (unlikely(all.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX | ISTHMUS_WROTE_X87)))
+		give_x87(&machine, &all);
 	give_xmm(&machine, all.xmm_written);
 	give_ymm(&machine, ymm);
 	regs->flags = machine.rflags;
