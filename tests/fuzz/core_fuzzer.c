@@ -152,7 +152,8 @@ static void check(const struct isthmus_machine *before, const struct isthmus_mac
                   const struct isthmus_outcome *outcome, const struct world *world, size_t length)
 {
     bool done = outcome->kind == ISTHMUS_DONE;
-    bool masked = !strncmp(isthmus_mnemonic_name(outcome->mnemonic), "VPMASKMOV", 9);
+    const char *name = isthmus_mnemonic_name(outcome->mnemonic);
+    bool masked = !strncmp(name, "VPMASKMOV", 9) || !strncmp(name, "VMASKMOV", 8);
     PROMISE(world->stores <= 1 || masked);
     PROMISE(outcome->kind <= ISTHMUS_REFUSED);
     PROMISE((outcome->kind == ISTHMUS_REFUSED) == (outcome->refused != 0));

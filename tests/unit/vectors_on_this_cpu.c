@@ -1,13 +1,16 @@
 /* The emulation core beside this machine's CPU, with every register an instruction can touch.
  *
- * Reads lines "HEX CASES FLAGS GATHER" from the standard input: the instruction's bytes, how many
+ * Reads lines "HEX CASES FLAGS SPECIAL" from the standard input: the instruction's bytes, how many
  * random states to try, which arithmetic flags are defined after it (hexadecimal), and the number
- * of the mask register of a gather or -1 (-2: XMM0's upper quadword is undefined after it; -3: its
- * results are approximations; -4, -5: which NaN a single, a double is goes by the maker).  Exceptions of MXCSR are unmasked now and then; what they leave is taken
- * from the signal's frame.  With the argument "ordinary" the core is asked for what every CPU has, too.  Memory operands must be based on
- * RSI alone.  Prints "HEX TRIED WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
+ * of the mask register of a gather, or one of `enum special`.  With the argument "ordinary" the core
+ * is asked for what every CPU has, too.  Memory operands must be based on RSI alone (RDI is meant where
+ * SPECIAL says so).
+ *
+ * Operands come aligned and not, and now and then reach over the end or the beginning of what is mapped;
+ * exceptions of MXCSR are unmasked now and then.  Then both must raise the same exception, with the
+ * same error code and address, and leave the same registers and memory.  Prints "HEX TRIED FAULTED
+ * WRONG" for each, or "HEX missing" where this CPU raises SIGILL. */
 #define _GNU_SOURCE
-#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <setjmp.h>
@@ -55,12 +58,24 @@ __asm__(".globl run_native\nrun_native:\n"
         "emms; vzeroupper\n"
         "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
 
-enum { UPPER_UNDEFINED = -2, APPROXIMATE = -3, ANY_SINGLE_NAN = -4, ANY_DOUBLE_NAN = -5 };
-enum { XM = 19 };
+enum special {
+    PLAIN = -1,
+    UPPER_UNDEFINED = -2, /* XMM0's upper quadword is undefined after it */
+    BY_RDI = -3,          /* VMASKMOVDQU: to RDI; a CPU may fault for bytes that are not stored */
+    CONTROL = -4,         /* the operand is an MXCSR */
+    MASKED_STORE = -5,    /* of a page fault only the page is compared */
+    ANY_ALIGNMENT = -6,   /* CPUs differ about it: where this one demands it the core need not */
+    INSIDE = -8,          /* no operand reaches over an edge: for emulators, which tell faults otherwise */
+    ANY_SINGLE_NAN = -7,  /* which NaN it gives where several meet is in no manual */
+    ANY_DOUBLE_NAN = -9,
+    APPROXIMATE = -11,    /* results within a bound */
+    UNDEFINED = -10       /* neither the core nor the CPU may take it: "missing" is right */
+};
+enum { WINDOW = 512, PAGE = 4096 };
 
 static struct native native __attribute__((aligned(64)));
-static sigjmp_buf escape, trapped;
-static unsigned upper_halves; /* where they lie in a frame */
+static sigjmp_buf escape;
+static bool has_mm;  /* whether this CPU knows MXCSR.MM */
 static bool between; /* whether ordinary instructions are asked for as well */
 
 static void on_sigill(int number)
@@ -68,36 +83,25 @@ static void on_sigill(int number)
     siglongjmp(escape, number);
 }
 
-/* What the instruction left that raised #XM. */
-static void on_sigfpe(int number, siginfo_t *information, void *data)
-{
-    static const int order[15] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
-        REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14};
-    const mcontext_t *context = &((ucontext_t *)data)->uc_mcontext;
-    const uint8_t *frame = (const uint8_t *)context->fpregs;
-    (void)number, (void)information;
-    for (int i = 0; i < 15; i++)
-        native.gpr[i] = (uint64_t)context->gregs[order[i]];
-    native.flags = (uint64_t)context->gregs[REG_EFL];
-    native.mxcsr = context->fpregs->mxcsr;
-    for (int i = 0; i < 8; i++)
-        memcpy(native.mmx[i], frame + 32 + 16 * i, 8);
-    for (int i = 0; i < 16; i++) {
-        memcpy(native.ymm[i], frame + 160 + 16 * i, 16);
-        memset(native.ymm[i] + 16, 0, 16);
-        if (frame[512] & 4) /* XSTATE_BV */
-            memcpy(native.ymm[i] + 16, frame + upper_halves + 16 * i, 16);
-    }
-    siglongjmp(trapped, 1);
-}
+/* What the CPU raised in place of finishing the instruction. */
+static struct {
+    long number, error, address;
+} trap;
+static uint8_t *page; /* the instruction, and a RET behind it */
+static unsigned length;
 
-/* Whether the instruction was done; else it has raised #XM. */
-static bool done_by_native(void)
+static void on_fault(int number, siginfo_t *information, void *context)
 {
-    if (sigsetjmp(trapped, 0))
-        return false;
-    run_native(&native);
-    return true;
+    (void)information;
+    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    if ((uint64_t)registers[REG_RIP] != (uint64_t)page) {
+        signal(number, SIG_DFL); /* not the instruction's: it comes again, and kills */
+        return;
+    }
+    trap.number = registers[REG_TRAPNO];
+    trap.error = registers[REG_ERR];
+    trap.address = registers[REG_CR2];
+    registers[REG_RIP] = (greg_t)page + length;
 }
 
 static uint64_t seed = 88172645463325252u;
@@ -172,15 +176,64 @@ static void fill_for_gather(int mask)
             native.ymm[reg][i] = reg == mask ? (uint8_t)dice() : i % 8 ? 0 : dice() & 15;
 }
 
+static uint8_t *mapped; /* one page between two that are not there */
+
+/* Where RSI points: inside, or so that an operand behind it reaches over an edge.  `window` is what
+ * is compared. */
+static uint8_t *place(uint8_t **window, bool edges)
+{
+    unsigned roll = edges ? dice() & 7 : 0;
+    unsigned at = (unsigned)(dice() & 63);
+    if (roll == 7) {
+        *window = mapped + PAGE - WINDOW;
+        return mapped + PAGE - 0x20 - at;
+    }
+    if (roll == 6) {
+        *window = mapped;
+        return mapped - 0x20 - at % 40;
+    }
+    *window = mapped + PAGE / 2;
+    return *window + 128 + (roll & 1 ? at : 0);
+}
+
 static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
                 uint64_t *fault_address, uint32_t *error_code)
 {
-    (void)context, (void)fault_address, (void)error_code;
+    (void)context;
+    if (address < (uint64_t)mapped || address + size > (uint64_t)mapped + PAGE) {
+        *error_code = access == ISTHMUS_WRITE ? 6 : 4;
+        *fault_address = address >= (uint64_t)mapped && address < (uint64_t)mapped + PAGE
+                             ? (uint64_t)mapped + PAGE : address;
+        return ISTHMUS_PAGE_FAULT;
+    }
     if (access == ISTHMUS_WRITE)
         memcpy((void *)address, bytes, size);
     else
         memcpy(bytes, (void *)address, size);
     return ISTHMUS_OK;
+}
+
+static bool is_nan(const uint8_t *bytes, unsigned width)
+{
+    float one;
+    double two;
+    memcpy(&one, bytes, 4);
+    if (width == 4)
+        return one != one;
+    memcpy(&two, bytes, 8);
+    return two != two;
+}
+
+/* Take the CPU's NaN for the core's in each element where both have one. */
+static void same_nans(struct isthmus_machine *machine, unsigned width)
+{
+    for (unsigned i = 0; i < 16 * 32; i += width) {
+        unsigned number = i / 32, at = i % 32;
+        uint8_t *ours = at < 16 ? &machine->xmm[number][at] : &machine->ymm_high[number][at - 16];
+        const uint8_t *theirs = &native.ymm[number][at];
+        if (is_nan(ours, width) && is_nan(theirs, width))
+            memcpy(ours, theirs, width);
+    }
 }
 
 /* RCPPS and kin: a relative error of 1.5 * 2^-12 (Intel SDM vol. 2B), where results at the edge of
@@ -201,56 +254,58 @@ static bool near(const void *theirs, const void *ours)
     return true;
 }
 
-static bool same_but_for_nans(const void *theirs, const void *ours, bool wide)
+static bool same_vector(const void *theirs, const void *ours, int special)
 {
-    for (int i = 0; i < (wide ? 2 : 4); i++) {
-        const double *one = theirs, *other = ours;
-        const float *single = theirs, *another = ours;
-        bool nans = wide ? isnan(one[i]) && isnan(other[i]) : isnan(single[i]) && isnan(another[i]);
-        bool equal = wide ? !memcmp(one + i, other + i, 8) : !memcmp(single + i, another + i, 4);
-        if (!nans && !equal)
-            return false;
-    }
-    return true;
+    return !memcmp(theirs, ours, 16) || (special == APPROXIMATE && near(theirs, ours));
 }
 
-static bool same_vector(const void *theirs, const void *ours, int gather)
-{
-    if (gather == ANY_SINGLE_NAN || gather == ANY_DOUBLE_NAN)
-        return same_but_for_nans(theirs, ours, gather == ANY_DOUBLE_NAN);
-    return !memcmp(theirs, ours, 16) || (gather == APPROXIMATE && near(theirs, ours));
-}
-
-static bool same(const struct isthmus_machine *machine, uint64_t flags, int gather)
+static bool same(const struct isthmus_machine *machine, uint64_t flags, int special)
 {
     for (unsigned i = 0; i < 15; i++)
         if (i != 4 && native.gpr[i] != machine->gpr[i])
             return false;
     for (unsigned i = 0; i < 16; i++)
-        if (!same_vector(native.ymm[i], machine->xmm[i], gather) ||
-            !same_vector(native.ymm[i] + 16, machine->ymm_high[i], gather))
+        if (!same_vector(native.ymm[i], machine->xmm[i], special) ||
+            !same_vector(native.ymm[i] + 16, machine->ymm_high[i], special))
             return false;
     return !((native.flags ^ machine->rflags) & flags) &&
            native.mxcsr == machine->mxcsr && !memcmp(native.mmx, machine->mmx, sizeof machine->mmx);
 }
 
-static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t flags, int gather)
+/* Whether the core's exception is the CPU's.  Where a masked store meets several pages, the manual leaves
+ * open which byte is told: the page must be the same. */
+static bool same_fault(const struct isthmus_outcome *outcome, int special)
 {
-    static uint8_t memory[512] __attribute__((aligned(64))), original[512], after[512];
+    if (outcome->kind != ISTHMUS_FAULT)
+        return trap.number == 0;
+    if (trap.number != outcome->vector)
+        return false;
+    if (trap.number != 14)
+        return !outcome->has_error || trap.error == outcome->error_code;
+    uint64_t differs = (uint64_t)trap.address ^ outcome->address;
+    bool masked = special == MASKED_STORE || special == BY_RDI;
+    return trap.error == outcome->error_code && !(masked ? differs / PAGE : differs);
+}
+
+static bool agrees(const uint8_t *code, uint64_t flags, int special, unsigned *faulted)
+{
+    static uint8_t original[WINDOW], after[WINDOW];
     struct isthmus_machine machine = {.mode = 64, .cpl = 3, .rip = 0x1000, .cr4 = 0x40600,
                                       .has_ymm = 1, .ordinary = between};
+    uint8_t *memory, *base = place(&memory, special < 0 && special != INSIDE && !between);
     fill(&native, sizeof native);
     if (dice() & 1)
         fill_with_floats();
-    memcpy(memory, native.ymm, sizeof memory);
+    memcpy(memory, native.ymm, WINDOW);
     if (dice() & 1)
-        fill(memory, sizeof memory);
+        fill(memory, WINDOW);
     /* Rounding, flush-to-zero, denormals-are-zero and flags as they come; mostly all is masked. */
     uint32_t unmasked = dice() & 3 ? 0 : (uint32_t)(dice() & 0x1f80);
-    native.mxcsr = machine.mxcsr = (0x1f80 ^ unmasked) | (uint32_t)(dice() & 0xe07f);
-    if (gather >= 0)
-        fill_for_gather(gather);
-    if (gather < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
+    uint32_t free = has_mm && dice() & 1 ? 0x2e07f : 0xe07f;
+    native.mxcsr = machine.mxcsr = (0x1f80 ^ unmasked) | (uint32_t)(dice() & free);
+    if (special >= 0)
+        fill_for_gather(special);
+    if (special < 0 && dice() & 1) { /* a comparison finds what it looks for, now and then */
         memcpy(memory + 128, native.ymm[dice() & 15], 32);
         memcpy(native.ymm[dice() & 15], native.ymm[dice() & 15], 32);
         memcpy(&native.gpr[0], memory + 128, 8);
@@ -261,7 +316,14 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
             native.gpr[i] = (uint64_t)(int64_t)(int8_t)(dice() % 80 - 20);
     native.code = page;
     native.flags = 0x202 | (dice() & 0x8d5);
-    native.gpr[6] = (uint64_t)memory + 128;
+    native.gpr[6] = (uint64_t)base;
+    if (special == BY_RDI)
+        native.gpr[7] = (uint64_t)base + 0x20;
+    uint8_t *control = base + code[length - 1];
+    if (special == CONTROL && control >= memory && control + 4 <= memory + WINDOW) {
+        uint32_t value = dice() & 1 ? (uint32_t)(dice() & 0xffff) : (uint32_t)dice() | 1u << 31;
+        memcpy(control, &value, 4);
+    }
     memcpy(machine.gpr, native.gpr, sizeof native.gpr);
     memcpy(machine.mmx, native.mmx, sizeof machine.mmx);
     for (unsigned i = 0; i < 16; i++) {
@@ -271,7 +333,7 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
     machine.rflags = native.flags;
     struct isthmus_memory access = {.move = move};
     struct isthmus_outcome outcome;
-    memcpy(original, memory, sizeof memory);
+    memcpy(original, memory, WINDOW);
     /* Decoded anew, or as it was kept. */
     static struct isthmus_site site;
     if (dice() & 1)
@@ -280,35 +342,55 @@ static bool agrees(const uint8_t *code, unsigned length, uint8_t *page, uint64_t
         isthmus_again(&site, &machine, &access, &outcome);
     else
         isthmus_learn(&site, &machine, code, length, &access, &outcome);
-    memcpy(after, memory, sizeof memory);
-    memcpy(memory, original, sizeof memory);
-    bool raises = outcome.kind == ISTHMUS_FAULT && outcome.vector == XM;
-    if (outcome.length != length || machine.rip != 0x1000 + (raises ? 0 : length) ||
-        (!raises && outcome.kind != ISTHMUS_DONE) || done_by_native() == raises)
+    memcpy(after, memory, WINDOW);
+    memcpy(memory, original, WINDOW);
+    if (special == UNDEFINED) {
+        if (outcome.kind == ISTHMUS_NOT_OURS || outcome.kind == ISTHMUS_REFUSED)
+            run_native(&native);
         return false;
-    if (gather == UPPER_UNDEFINED)
+    }
+    bool faults = outcome.kind == ISTHMUS_FAULT;
+    if ((outcome.kind != ISTHMUS_DONE && !faults) || outcome.length != length ||
+        machine.rip != 0x1000 + (faults ? 0 : length))
+        return false;
+    *faulted += faults;
+    trap.number = 0;
+    run_native(&native);
+    if (special == UPPER_UNDEFINED)
         memcpy(machine.xmm[0] + 8, native.ymm[0] + 8, 8);
-    return same(&machine, flags, gather) && !memcmp(after, memory, sizeof memory);
+    if (special == ANY_SINGLE_NAN || special == ANY_DOUBLE_NAN)
+        same_nans(&machine, special == ANY_SINGLE_NAN ? 4 : 8);
+    if (special == BY_RDI && trap.number == 14 && !faults)
+        return true;
+    if (special == ANY_ALIGNMENT && trap.number == 13 && (uint64_t)base & 15)
+        return true;
+    return same_fault(&outcome, special) && same(&machine, flags, special) &&
+           !memcmp(after, memory, WINDOW);
 }
 
 int main(int count, char **words)
 {
     between = count > 1 && !strcmp(words[1], "ordinary");
-    uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mapped = mmap(NULL, 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mapped += PAGE;
+    mprotect(mapped, PAGE, PROT_READ | PROT_WRITE);
+    static uint8_t image[512] __attribute__((aligned(64)));
+    _fxsave(image);
+    has_mm = image[30] >> 1 & 1; /* MXCSR_MASK, bit 17 */
     char hex[40];
-    unsigned cases, wrong;
+    unsigned cases, wrong, faulted;
     unsigned long flags;
-    int gather;
-    unsigned eax, ecx, edx;
-    __cpuid_count(13, 2, eax, upper_halves, ecx, edx);
-    struct sigaction on_exception = {.sa_sigaction = on_sigfpe, .sa_flags = SA_SIGINFO | SA_NODEFER};
-    sigaction(SIGFPE, &on_exception, NULL);
+    int special;
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+    sigaction(SIGSEGV, &action, NULL);
+    sigaction(SIGBUS, &action, NULL);
+    sigaction(SIGFPE, &action, NULL);
     signal(SIGILL, on_sigill);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    while (scanf("%39s %u %lx %d", hex, &cases, &flags, &gather) == 4) {
+    while (scanf("%39s %u %lx %d", hex, &cases, &flags, &special) == 4) {
         uint8_t code[16];
-        unsigned length = (unsigned)strlen(hex) / 2;
+        length = (unsigned)strlen(hex) / 2;
         for (unsigned i = 0; i < length; i++) {
             unsigned byte;
             sscanf(hex + 2 * i, "%2x", &byte);
@@ -320,10 +402,10 @@ int main(int count, char **words)
             printf("%s missing\n", hex);
             continue;
         }
-        wrong = 0;
+        wrong = faulted = 0;
         for (unsigned i = 0; i < cases; i++)
-            wrong += !agrees(code, length, page, flags, gather);
-        printf("%s %u %u\n", hex, cases, wrong);
+            wrong += !agrees(code, flags, special, &faulted);
+        printf("%s %u %u %u\n", hex, cases, faulted, wrong);
     }
     return 0;
 }

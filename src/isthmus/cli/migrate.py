@@ -1,5 +1,7 @@
 """`isthmus migrate`: move a running guest to another host."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -98,7 +100,10 @@ async def _by_name(
             click.echo(to_json(verdict))
         verdict.require()
         return
-    record = await hosts.move(guest, host, options, accepted=accepted, observer=_observer(as_json))
+    with _explained():
+        record = await hosts.move(
+            guest, host, options, accepted=accepted, observer=_observer(as_json)
+        )
     _show(record, as_json)
 
 
@@ -107,10 +112,25 @@ async def _by_socket(
 ) -> None:
     from isthmus.migration.sockets import move_by_socket
 
-    record = await move_by_socket(
-        qmp, to_qmp, lab.store(), options, accepted=accepted, observer=_observer(as_json)
-    )
+    with _explained():
+        record = await move_by_socket(
+            qmp, to_qmp, lab.store(), options, accepted=accepted, observer=_observer(as_json)
+        )
     _show(record, as_json)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say of a failed move what is known of the messages that it failed with."""
+    from isthmus.divergence.messages import explain
+
+    try:
+        yield
+    except IsthmusError as error:
+        for one in explain(str(error)):
+            click.echo(f"  {one.means}: {one.cause}", err=True)
+            click.echo(f"  what to do: {one.cure}", err=True)
+        raise
 
 
 async def _resume(guest: str | None, use: str, as_json: bool) -> None:

@@ -54,7 +54,7 @@ class _Table(Value, frozen=True):
 
 # Features that mean nothing without AVX.
 _OF_AVX = frozenset(
-    {"avx2", "avx-vnni", "f16c", "fma", "fma4", "vaes", "vpclmulqdq", "xop"}
+    {"avx", "avx2", "avx-vnni", "f16c", "fma", "fma4", "vaes", "vpclmulqdq", "xop"}
 )  # fmt: skip
 
 

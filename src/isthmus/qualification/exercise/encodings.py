@@ -24,7 +24,10 @@ BASE = 6  # RSI: every memory operand lies near it
 OFFSET = 0x20
 _REGISTERS = (0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14)  # neither RSP nor the base
 _NAMES = {value: name for name, value in vars(iced_x86.Mnemonic).items() if name.isupper()}
-_ALIASES = {"PCMPESTRM64": "PCMPESTRM", "PCMPESTRI64": "PCMPESTRI"}
+_ALIASES = {
+    "PCMPESTRM64": "PCMPESTRM", "PCMPESTRI64": "PCMPESTRI",
+    "VPCMPESTRM64": "VPCMPESTRM", "VPCMPESTRI64": "VPCMPESTRI",
+}  # fmt: skip
 _GROUPS = {
     0x01,
     0x0D,
@@ -106,6 +109,8 @@ class Shape(enum.IntEnum):
     HALVES = 12  # ordinary half-precision numbers
     POWERS = 13  # powers of four in single precision
     EMPTIES = 14  # the x87 registers, which the instruction empties, start at 0
+    TARGET = 15  # RDI points to memory
+    CONTROL = 16  # memory holds an MXCSR: all exceptions masked, no reserved bit
 
 
 class Encoding(Value, frozen=True):
@@ -295,6 +300,8 @@ _SHAPES = (
     (r"RDPID", Shape.NUMBER),
     (r"CMPXCHG16B", Shape.COMPARE),
     (r"CLZERO", Shape.LINE),
+    (r"VMASKMOVDQU", Shape.TARGET),
+    (r"VLDMXCSR", Shape.CONTROL),
     (r"EXTRQ|INSERTQ", Shape.FIELD),
     (r"V(P?GATHER)\w+", Shape.GATHER),
     (r"V?PCMP[EI]STR\w", Shape.STRINGS),

@@ -29,7 +29,7 @@
 #include <unistd.h>
 
 enum shape { ANY, SINGLES, DOUBLES, STRINGS, FIELD, GATHER, LINE, CLOCK, RANDOM, NUMBER, COMPARE,
-             INTEGERS, HALVES, POWERS, EMPTIES };
+             INTEGERS, HALVES, POWERS, EMPTIES, TARGET, CONTROL };
 
 struct feature {
     const char *name;
@@ -117,6 +117,8 @@ static void fill(uint8_t *bytes, size_t size, enum shape shape)
             value = (roll & 0x83ff83ff83ff83ff) + 0x3800340030002c00;
         else if (shape == POWERS)
             value = ((uint64_t)(97 + roll % 30 * 2) << 23) + ((uint64_t)(97 + (roll >> 8) % 30 * 2) << 55);
+        else if (shape == CONTROL)
+            value = (roll & 0x0000607f0000607f) | 0x00001f8000001f80;
         else if (shape == STRINGS)
             value = roll & 0x0301020003010203;
         else if (shape == GATHER)
@@ -149,6 +151,8 @@ static void prepare(const struct encoding *encoding, unsigned place, unsigned ro
         for (unsigned i = 0; i < 32; i++)
             state.ymm[encoding->mask][i] = (uint8_t)dice();
     state.gpr[6] = (uint64_t)memory + 64;
+    if (shape == TARGET)
+        state.gpr[7] = (uint64_t)memory + 64 + dice() % 64;
     if (shape == LINE)
         state.gpr[0] = (uint64_t)memory + 64 + dice() % 64;
     if (shape == COMPARE && dice() & 1) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* What only AVX2 has: broadcasts, permutes, variable shifts, masked moves, gathers
- * (Intel SDM vol. 2). */
+/* What has no legacy form: broadcasts, permutes, variable shifts, masked moves, gathers, of AVX2 and
+ * of AVX (Intel SDM vol. 2). */
 #include "vector.h"
 
 static bool begin(struct instruction *insn, uint32_t name)
@@ -21,7 +21,7 @@ static bool execute_broadcast(struct instruction *insn)
         {0x78, 1, ISTHMUS_VPBROADCASTB}, {0x79, 2, ISTHMUS_VPBROADCASTW},
         {0x58, 4, ISTHMUS_VPBROADCASTD}, {0x59, 8, ISTHMUS_VPBROADCASTQ},
         {0x5a, 16, ISTHMUS_VBROADCASTI128}, {0x18, 4, ISTHMUS_VBROADCASTSS},
-        {0x19, 8, ISTHMUS_VBROADCASTSD},
+        {0x19, 8, ISTHMUS_VBROADCASTSD}, {0x1a, 16, ISTHMUS_VBROADCASTF128},
     };
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         if (insn->map != MAP_0F38 || insn->prefix != P66 || insn->opcode != kinds[k].opcode)
@@ -86,13 +86,17 @@ static bool execute_by_elements(struct instruction *insn)
     return true;
 }
 
-/* VPERMQ, VPERMPD (00, 01), VPBLENDD (02), VINSERTI128, VEXTRACTI128 (38, 39), VPERM2I128 (46). */
+/* VPERMQ, VPERMPD (00, 01), VPBLENDD (02), VPERM2F128 and I128 (06, 46), VINSERTF128 and I128 (18, 38),
+ * VEXTRACTF128 and I128 (19, 39). */
 static bool execute_by_immediate(struct instruction *insn)
 {
     uint8_t op = insn->opcode;
     uint32_t name = op == 0x00   ? ISTHMUS_VPERMQ
                     : op == 0x01 ? ISTHMUS_VPERMPD
                     : op == 0x02 ? ISTHMUS_VPBLENDD
+                    : op == 0x06 ? ISTHMUS_VPERM2F128
+                    : op == 0x18 ? ISTHMUS_VINSERTF128
+                    : op == 0x19 ? ISTHMUS_VEXTRACTF128
                     : op == 0x38 ? ISTHMUS_VINSERTI128
                     : op == 0x39 ? ISTHMUS_VEXTRACTI128
                     : op == 0x46 ? ISTHMUS_VPERM2I128
@@ -100,16 +104,17 @@ static bool execute_by_immediate(struct instruction *insn)
     if (insn->map != MAP_0F3A || insn->prefix != P66 || !name)
         return false;
     bool whole = decode_operands(insn), quads = op < 2;
+    bool inserts = (op & 0xdf) == 0x18, extracts = (op & 0xdf) == 0x19;
     unsigned imm = take_byte(insn);
     if (!whole || insn->ended || insn->wide != quads || (op != 0x02 && !insn->long_vector) ||
-        ((quads || op == 0x39) && insn->vvvv)) {
+        ((quads || extracts) && insn->vvvv)) {
         decline(insn);
         return true;
     }
     struct vector a, b, result = {0};
     if (!begin(insn, name))
         return true;
-    if (op == 0x39) {
+    if (extracts) {
         get_vector(insn, insn->reg, &a);
         result.lane[0] = a.lane[imm & 1];
         if (insn->is_memory) {
@@ -122,7 +127,7 @@ static bool execute_by_immediate(struct instruction *insn)
         finish(insn, name);
         return true;
     }
-    if (!load_vector(insn, &b, op == 0x38 ? 16 : vector_bytes(insn), false))
+    if (!load_vector(insn, &b, inserts ? 16 : vector_bytes(insn), false))
         return true;
     get_vector(insn, insn->vvvv, &a);
     if (quads) {
@@ -131,7 +136,7 @@ static bool execute_by_immediate(struct instruction *insn)
     } else if (op == 0x02) {
         for (unsigned i = 0; i < 8; i++)
             result.lane[i / 4].d[i % 4] = get_d(imm >> i & 1 ? &b : &a, i);
-    } else if (op == 0x38) {
+    } else if (inserts) {
         result = a;
         result.lane[imm & 1] = b.lane[0];
     } else {
@@ -146,18 +151,24 @@ static bool execute_by_immediate(struct instruction *insn)
     return true;
 }
 
-/* VPMASKMOVD and Q: 8C loads, 8E stores; elements whose mask has no sign are not touched. */
+/* VPMASKMOVD and Q: 8C loads, 8E stores; VMASKMOVPS and PD: 2C and 2D load, 2E and 2F store.  Elements
+ * whose mask has no sign are not touched. */
 static bool execute_masked(struct instruction *insn)
 {
+    bool floats = (insn->opcode & 0xfc) == 0x2c;
+    bool loads = insn->opcode == 0x8c || (floats && !(insn->opcode & 2));
     if (insn->map != MAP_0F38 || insn->prefix != P66 ||
-        (insn->opcode != 0x8c && insn->opcode != 0x8e))
+        (!floats && insn->opcode != 0x8c && insn->opcode != 0x8e))
         return false;
-    if (!decode_operands(insn) || !insn->is_memory) {
+    if (!decode_operands(insn) || !insn->is_memory || (floats && insn->wide)) {
         decline(insn);
         return true;
     }
-    uint32_t name = insn->wide ? ISTHMUS_VPMASKMOVQ : ISTHMUS_VPMASKMOVD;
-    unsigned width = insn->wide ? 8 : 4, count = vector_bytes(insn) / width;
+    bool wide = floats ? insn->opcode & 1 : insn->wide;
+    uint32_t name = floats ? wide ? ISTHMUS_VMASKMOVPD : ISTHMUS_VMASKMOVPS
+                    : wide ? ISTHMUS_VPMASKMOVQ
+                           : ISTHMUS_VPMASKMOVD;
+    unsigned width = wide ? 8 : 4, count = vector_bytes(insn) / width;
     struct vector mask, value, result = {0};
     int segment;
     if (!begin(insn, name))
@@ -165,18 +176,19 @@ static bool execute_masked(struct instruction *insn)
     uint64_t offset = effective_address(insn, &segment);
     get_vector(insn, insn->vvvv, &mask);
     get_vector(insn, insn->reg, &value);
+    uint32_t chosen = 0;
     for (unsigned i = 0; i < count; i++) {
         unsigned at = i * width, sign = at + width - 1;
-        if (!(mask.lane[sign / 16].b[sign % 16] >> 7))
-            continue;
-        bool moved = insn->opcode == 0x8c
-                         ? load_at(insn, segment, offset + at, &result.lane[at / 16].b[at % 16], width)
-                         : store_at(insn, segment, offset + at, &value.lane[at / 16].b[at % 16], width);
-        if (!moved)
+        bool set = mask.lane[sign / 16].b[sign % 16] >> 7;
+        chosen |= (uint32_t)set << i;
+        if (loads && set &&
+            !load_at(insn, segment, offset + at, &result.lane[at / 16].b[at % 16], width))
             return true;
     }
-    if (insn->opcode == 0x8c)
+    if (loads)
         set_vector(insn, insn->reg, &result);
+    else if (!store_masked(insn, segment, offset, (const uint8_t *)&value, chosen, width))
+        return true;
     finish(insn, name);
     return true;
 }
@@ -245,30 +257,10 @@ static bool execute_gather(struct instruction *insn)
     return true;
 }
 
-static bool execute_movmsk(struct instruction *insn) /* VPMOVMSKB of 256 bits */
-{
-    if (insn->map != MAP_0F || insn->opcode != 0xd7 || insn->prefix != P66 || !insn->long_vector)
-        return false;
-    if (!decode_operands(insn) || insn->is_memory || insn->vvvv) {
-        decline(insn);
-        return true;
-    }
-    struct vector from;
-    uint32_t mask = 0;
-    if (!begin(insn, ISTHMUS_PMOVMSKB))
-        return true;
-    get_vector(insn, insn->rm, &from);
-    for (unsigned i = 0; i < 32; i++)
-        mask |= (uint32_t)(from.lane[i / 16].b[i % 16] >> 7) << i;
-    set_gpr(insn, insn->reg, 32, mask);
-    finish(insn, ISTHMUS_PMOVMSKB | ISTHMUS_VEX_FORM);
-    return true;
-}
-
 bool execute_avx2(struct instruction *insn)
 {
     if (insn->xop)
         return false;
     return execute_broadcast(insn) || execute_by_elements(insn) || execute_by_immediate(insn) ||
-           execute_masked(insn) || execute_gather(insn) || execute_movmsk(insn);
+           execute_masked(insn) || execute_gather(insn);
 }

@@ -40,11 +40,14 @@ static bool note_prefix(struct instruction *insn, uint8_t byte)
     }
 }
 
-/* Whether the byte begins VEX or XOP.  Outside 64-bit mode C4 and C5 are LES and LDS unless the next
+/* Whether the byte begins VEX or XOP.  Neither exists in virtual-8086 mode (nor in real mode, whose #UD
+ * reaches no placement: SDM vol. 2A, table 2-21; AMD APM vol. 4, 1.2).  Outside 64-bit mode C4 and C5 are LES and LDS unless the next
  * byte would name a register; 8F is POP unless its map is 8 or more (AMD APM vol. 6, 1.2). */
 static bool vector_prefix(const struct instruction *insn, uint8_t byte)
 {
     if (insn->at >= insn->available || (byte != 0xc4 && byte != 0xc5 && byte != 0x8f))
+        return false;
+    if (insn->machine->mode == 16 && insn->machine->rflags & FLAG_VM)
         return false;
     uint8_t next = insn->code[insn->at];
     if (byte == 0x8f)

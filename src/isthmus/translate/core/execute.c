@@ -13,7 +13,7 @@ static void execute(struct instruction *insn, size_t available)
     static bool (*const vex_groups[])(struct instruction *) = {
         execute_bits, execute_integer, execute_crypto, execute_sse4, execute_avx2, execute_xop,
         execute_floats, execute_avx_arithmetic, execute_avx_compare, execute_avx_convert,
-        execute_lwp,
+        execute_lwp, execute_avx_moves,
     };
     if (decode_opcode(insn)) {
         if (insn->lock && !(insn->map == MAP_0F && insn->opcode == 0xc7))

@@ -162,7 +162,13 @@ static bool execute_halves(struct instruction *insn)
         insn->long_vector = false; /* the upper half is cleared */
         end(insn, &soft, insn->rm, &result, name);
     } else {
-        if (proceed(&soft) && !store(insn, result.lane[0].b, 2 * count))
+        /* A page fault comes before #XM (SDM vol. 3A, table 6-2). */
+        int segment;
+        uint64_t offset = effective_address(insn, &segment);
+        uint8_t present[16];
+        bool done = proceed(&soft);
+        if (done ? !store_at(insn, segment, offset, result.lane[0].b, 2 * count)
+                 : !load_to_store(insn, segment, offset, present, 2 * count))
             return true;
         if (settle(insn, &soft))
             finish(insn, name);

@@ -6,12 +6,13 @@
 #include "machine.h"
 
 enum { FLAG_CF = 1, FLAG_PF = 4, FLAG_AF = 0x10, FLAG_ZF = 0x40, FLAG_SF = 0x80, FLAG_OF = 0x800 };
-enum { FLAG_AC = 0x40000 };
+enum { FLAG_VM = 0x20000, FLAG_AC = 0x40000 };
 enum { CR0_EM = 4, CR0_TS = 8, CR0_AM = 0x40000 };
 enum { CR4_TSD = 4, CR4_OSFXSR = 0x200, CR4_OSXSAVE = 0x40000 };
 enum { MXCSR_MM = 0x20000 };
 enum { VECTOR_NM = 7, VECTOR_SS = 12, VECTOR_GP = 13, VECTOR_PF = 14 };
 enum { VECTOR_MF = 16, VECTOR_AC = 17 };
+enum { PAGE_FAULT_WRITE = 2 }; /* of its error code: SDM vol. 3A, 4.7 */
 enum { LONGEST = 15 }; /* a longer instruction raises #GP, never #UD */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI };
 enum { MAP_ONE_BYTE, MAP_0F, MAP_0F38, MAP_0F3A, MAP_XOP8 = 8, MAP_XOP9, MAP_XOPA };
@@ -62,6 +63,13 @@ uint64_t effective_address(const struct instruction *insn, int *segment);
 bool load_at(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes, uint32_t size);
 bool store_at(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
               uint32_t size);
+/* A load by what writes there in any case: a page fault tells of the write. */
+bool load_to_store(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes,
+                   uint32_t size);
+/* Of elements of `width` bytes those whose bit is set in `mask`.  The ends are looked at first, so that a
+ * page that is not there leaves all unwritten; a read-only second one does not. */
+bool store_masked(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
+                  uint32_t mask, unsigned width);
 bool store_integer(struct instruction *insn, unsigned bits, uint64_t value);
 bool load_integer(struct instruction *insn, unsigned bits, uint64_t *value); /* r/m */
 uint64_t get_gpr(const struct instruction *insn, unsigned number, unsigned bits);
@@ -138,6 +146,7 @@ bool execute_integer(struct instruction *insn);
 bool execute_crypto(struct instruction *insn);
 bool execute_sse4(struct instruction *insn);
 bool execute_avx2(struct instruction *insn);
+bool execute_avx_moves(struct instruction *insn);
 bool execute_bits(struct instruction *insn);
 bool execute_xop(struct instruction *insn);
 bool execute_floats(struct instruction *insn);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* Integer lanes: what SSSE3 and SSE4.1 added, and all that AVX2 widened to 256 bits.
+/* Integer lanes: what SSSE3 and SSE4.1 added, and all that AVX encodes anew and AVX2 widened to 256
+ * bits.  With them AVX's logic, interleaves and shuffles of floating-point numbers, which are the same
+ * on bits.
  * Source: Intel SDM vol. 2, each instruction's pages. */
 #include "vector.h"
 
@@ -89,6 +91,11 @@ EACH(pmaddubsw, sw, word(a->b[2 * i] * b->sb[2 * i] + a->b[2 * i + 1] * b->sb[2 
 EACH(pshufb, b, Y(b) & 0x80 ? 0 : a->b[Y(b) & (n - 1)])
 EACH(pshufd, d, b->d[imm >> 2 * i & 3])
 EACH(pblendw, w, imm >> i & 1 ? Y(w) : X(w))
+EACH(shufps, d, (i < 2 ? a : b)->d[imm >> 2 * i & 3])
+EACH(shufpd, q, (i ? b : a)->q[imm >> i & 1])
+EACH(vpermilps, d, a->d[Y(d) & 3])
+EACH(vpermilpd, q, a->q[Y(q) >> 1 & 1])
+EACH(permute_doubles, q, b->q[imm >> i & 1])
 
 /* Element i of a horizontal operation: pairs of the first operand, then of the second. */
 #define PAIR(field, k) (2 * i + k < COUNT(field) ? a->field[2 * i + k] \
@@ -236,7 +243,10 @@ EACH(vpdpwssds, sd, sum_saturated(r->sd[i] + words_dot(a, b, i)))
 
 #define OP(map, prefix, opcode, form, name, function) \
     {map, prefix, opcode, form, ISTHMUS_##name, function}
-#define AVX2(opcode, name, function) OP(MAP_0F, P66, opcode, F_V256, name, function)
+#define VEX(opcode, name, function) OP(MAP_0F, P66, opcode, F_V128 | F_V256, name, function)
+#define FLOAT(opcode, name, singles, doubles) \
+    OP(MAP_0F, NP, opcode, F_V128 | F_V256, name##PS, singles), \
+        OP(MAP_0F, P66, opcode, F_V128 | F_V256, name##PD, doubles)
 #define SSSE3(opcode, name, function) OP(MAP_0F38, P66, opcode, F_BOTH | F_MMX, name, function)
 #define SSE41(opcode, name, function) OP(MAP_0F38, P66, opcode, F_BOTH, name, function)
 
@@ -257,35 +267,45 @@ static const struct lane_operation operations[] = {
     SSE41(0x40, PMULLD, pmulld),
     OP(MAP_0F38, P66, 0x41, F_LEGACY | F_V128 | F_UNARY, PHMINPOSUW, phminposuw),
     OP(MAP_0F3A, P66, 0x0e, F_BOTH | F_IMM, PBLENDW, pblendw),
-    AVX2(0x60, PUNPCKLBW, punpcklbw), AVX2(0x61, PUNPCKLWD, punpcklwd),
-    AVX2(0x62, PUNPCKLDQ, punpckldq), AVX2(0x63, PACKSSWB, packsswb),
-    AVX2(0x64, PCMPGTB, pcmpgtb), AVX2(0x65, PCMPGTW, pcmpgtw), AVX2(0x66, PCMPGTD, pcmpgtd),
-    AVX2(0x67, PACKUSWB, packuswb), AVX2(0x68, PUNPCKHBW, punpckhbw),
-    AVX2(0x69, PUNPCKHWD, punpckhwd), AVX2(0x6a, PUNPCKHDQ, punpckhdq),
-    AVX2(0x6b, PACKSSDW, packssdw), AVX2(0x6c, PUNPCKLQDQ, punpcklqdq),
-    AVX2(0x6d, PUNPCKHQDQ, punpckhqdq),
-    OP(MAP_0F, P66, 0x70, F_V256 | F_UNARY | F_IMM, PSHUFD, pshufd),
-    OP(MAP_0F, PF3, 0x70, F_V256 | F_UNARY | F_IMM, PSHUFHW, pshufhw),
-    OP(MAP_0F, PF2, 0x70, F_V256 | F_UNARY | F_IMM, PSHUFLW, pshuflw),
-    AVX2(0x74, PCMPEQB, pcmpeqb), AVX2(0x75, PCMPEQW, pcmpeqw), AVX2(0x76, PCMPEQD, pcmpeqd),
-    AVX2(0xd4, PADDQ, paddq), AVX2(0xd5, PMULLW, pmullw), AVX2(0xd8, PSUBUSB, psubusb),
-    AVX2(0xd9, PSUBUSW, psubusw), AVX2(0xda, PMINUB, pminub), AVX2(0xdb, PAND, pand),
-    AVX2(0xdc, PADDUSB, paddusb), AVX2(0xdd, PADDUSW, paddusw), AVX2(0xde, PMAXUB, pmaxub),
-    AVX2(0xdf, PANDN, pandn), AVX2(0xe0, PAVGB, pavgb), AVX2(0xe3, PAVGW, pavgw),
-    AVX2(0xe4, PMULHUW, pmulhuw), AVX2(0xe5, PMULHW, pmulhw), AVX2(0xe8, PSUBSB, psubsb),
-    AVX2(0xe9, PSUBSW, psubsw), AVX2(0xea, PMINSW, pminsw), AVX2(0xeb, POR, por),
-    AVX2(0xec, PADDSB, paddsb), AVX2(0xed, PADDSW, paddsw), AVX2(0xee, PMAXSW, pmaxsw),
-    AVX2(0xef, PXOR, pxor), AVX2(0xf4, PMULUDQ, pmuludq), AVX2(0xf5, PMADDWD, pmaddwd),
-    AVX2(0xf6, PSADBW, psadbw), AVX2(0xf8, PSUBB, psubb), AVX2(0xf9, PSUBW, psubw),
-    AVX2(0xfa, PSUBD, psubd), AVX2(0xfb, PSUBQ, psubq), AVX2(0xfc, PADDB, paddb),
-    AVX2(0xfd, PADDW, paddw), AVX2(0xfe, PADDD, paddd),
+    VEX(0x60, PUNPCKLBW, punpcklbw), VEX(0x61, PUNPCKLWD, punpcklwd),
+    VEX(0x62, PUNPCKLDQ, punpckldq), VEX(0x63, PACKSSWB, packsswb),
+    VEX(0x64, PCMPGTB, pcmpgtb), VEX(0x65, PCMPGTW, pcmpgtw), VEX(0x66, PCMPGTD, pcmpgtd),
+    VEX(0x67, PACKUSWB, packuswb), VEX(0x68, PUNPCKHBW, punpckhbw),
+    VEX(0x69, PUNPCKHWD, punpckhwd), VEX(0x6a, PUNPCKHDQ, punpckhdq),
+    VEX(0x6b, PACKSSDW, packssdw), VEX(0x6c, PUNPCKLQDQ, punpcklqdq),
+    VEX(0x6d, PUNPCKHQDQ, punpckhqdq),
+    OP(MAP_0F, P66, 0x70, F_V128 | F_V256 | F_UNARY | F_IMM, PSHUFD, pshufd),
+    OP(MAP_0F, PF3, 0x70, F_V128 | F_V256 | F_UNARY | F_IMM, PSHUFHW, pshufhw),
+    OP(MAP_0F, PF2, 0x70, F_V128 | F_V256 | F_UNARY | F_IMM, PSHUFLW, pshuflw),
+    VEX(0x74, PCMPEQB, pcmpeqb), VEX(0x75, PCMPEQW, pcmpeqw), VEX(0x76, PCMPEQD, pcmpeqd),
+    VEX(0xd4, PADDQ, paddq), VEX(0xd5, PMULLW, pmullw), VEX(0xd8, PSUBUSB, psubusb),
+    VEX(0xd9, PSUBUSW, psubusw), VEX(0xda, PMINUB, pminub), VEX(0xdb, PAND, pand),
+    VEX(0xdc, PADDUSB, paddusb), VEX(0xdd, PADDUSW, paddusw), VEX(0xde, PMAXUB, pmaxub),
+    VEX(0xdf, PANDN, pandn), VEX(0xe0, PAVGB, pavgb), VEX(0xe3, PAVGW, pavgw),
+    VEX(0xe4, PMULHUW, pmulhuw), VEX(0xe5, PMULHW, pmulhw), VEX(0xe8, PSUBSB, psubsb),
+    VEX(0xe9, PSUBSW, psubsw), VEX(0xea, PMINSW, pminsw), VEX(0xeb, POR, por),
+    VEX(0xec, PADDSB, paddsb), VEX(0xed, PADDSW, paddsw), VEX(0xee, PMAXSW, pmaxsw),
+    VEX(0xef, PXOR, pxor), VEX(0xf4, PMULUDQ, pmuludq), VEX(0xf5, PMADDWD, pmaddwd),
+    VEX(0xf6, PSADBW, psadbw), VEX(0xf8, PSUBB, psubb), VEX(0xf9, PSUBW, psubw),
+    VEX(0xfa, PSUBD, psubd), VEX(0xfb, PSUBQ, psubq), VEX(0xfc, PADDB, paddb),
+    VEX(0xfd, PADDW, paddw), VEX(0xfe, PADDD, paddd),
+    FLOAT(0x14, UNPCKL, punpckldq, punpcklqdq), FLOAT(0x15, UNPCKH, punpckhdq, punpckhqdq),
+    FLOAT(0x54, AND, pand, pand), FLOAT(0x55, ANDN, pandn, pandn), FLOAT(0x56, OR, por, por),
+    FLOAT(0x57, XOR, pxor, pxor),
+    OP(MAP_0F, NP, 0xc6, F_V128 | F_V256 | F_IMM, SHUFPS, shufps),
+    OP(MAP_0F, P66, 0xc6, F_V128 | F_V256 | F_IMM | F_IMM_PAIR, SHUFPD, shufpd),
+    OP(MAP_0F38, P66, 0x0c, F_V128 | F_V256 | F_W0, VPERMILPS, vpermilps),
+    OP(MAP_0F38, P66, 0x0d, F_V128 | F_V256 | F_W0, VPERMILPD, vpermilpd),
+    OP(MAP_0F3A, P66, 0x04, F_V128 | F_V256 | F_W0 | F_UNARY | F_IMM, VPERMILPS, pshufd),
+    OP(MAP_0F3A, P66, 0x05, F_V128 | F_V256 | F_W0 | F_UNARY | F_IMM | F_IMM_PAIR, VPERMILPD,
+       permute_doubles),
     OP(MAP_0F38, P66, 0x50, F_V128 | F_V256 | F_W0, VPDPBUSD, vpdpbusd),
     OP(MAP_0F38, P66, 0x51, F_V128 | F_V256 | F_W0, VPDPBUSDS, vpdpbusds),
     OP(MAP_0F38, P66, 0x52, F_V128 | F_V256 | F_W0, VPDPWSSD, vpdpwssd),
     OP(MAP_0F38, P66, 0x53, F_V128 | F_V256 | F_W0, VPDPWSSDS, vpdpwssds),
 };
 
-/* AVX2's shifts of a whole vector: by an XMM register or 16 bytes of memory (D1 …), or by an
+/* Shifts of a whole vector, VEX forms: by an XMM register or 16 bytes of memory (D1 …), or by an
  * immediate (71 to 73, VEX.vvvv is the destination). */
 struct shift {
     uint8_t opcode, group, extension;
@@ -312,7 +332,7 @@ static void run_shift(struct instruction *insn, const struct shift *shift, bool 
     else if (!load_vector(insn, &by, 16, false))
         return;
     get_vector(insn, immediate ? insn->rm : insn->vvvv, &from);
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < vector_bytes(insn) / 16; i++) {
         if (shift->opcode)
             shift->run(&result.lane[i], &from.lane[i], &by.lane[0], 0, 16);
         else
@@ -324,7 +344,7 @@ static void run_shift(struct instruction *insn, const struct shift *shift, bool 
 
 static bool execute_shifts(struct instruction *insn)
 {
-    if (!insn->vex || !insn->long_vector || insn->map != MAP_0F || insn->prefix != P66)
+    if (!insn->vex || insn->map != MAP_0F || insn->prefix != P66)
         return false;
     struct instruction attempt = *insn;
     for (size_t i = 0; i < sizeof shifts / sizeof *shifts; i++) {

@@ -77,6 +77,16 @@ bool load_at(struct instruction *insn, int segment, uint64_t offset, uint8_t *by
     return access(insn, ISTHMUS_READ, segment, offset, bytes, size);
 }
 
+bool load_to_store(struct instruction *insn, int segment, uint64_t offset, uint8_t *bytes,
+                   uint32_t size)
+{
+    if (load_at(insn, segment, offset, bytes, size))
+        return true;
+    if (insn->outcome->kind == ISTHMUS_FAULT && insn->outcome->vector == VECTOR_PF)
+        insn->outcome->error_code |= PAGE_FAULT_WRITE;
+    return false;
+}
+
 bool load(struct instruction *insn, uint8_t *bytes, uint32_t size)
 {
     int segment;
@@ -98,6 +108,22 @@ bool store_at(struct instruction *insn, int segment, uint64_t offset, const uint
     for (uint32_t i = 0; i < size; i++)
         copy[i] = bytes[i];
     return access(insn, ISTHMUS_WRITE, segment, offset, copy, size);
+}
+
+bool store_masked(struct instruction *insn, int segment, uint64_t offset, const uint8_t *bytes,
+                  uint32_t mask, unsigned width)
+{
+    uint8_t present[8];
+    if (!mask)
+        return true;
+    unsigned first = (unsigned)__builtin_ctz(mask), last = 31 - (unsigned)__builtin_clz(mask);
+    for (unsigned i = first; first != last && i <= last; i += last - first)
+        if (!load_to_store(insn, segment, offset + i * width, present, width))
+            return false;
+    for (unsigned i = first; i <= last; i++)
+        if (mask >> i & 1 && !store_at(insn, segment, offset + i * width, bytes + i * width, width))
+            return false;
+    return true;
 }
 
 bool store_integer(struct instruction *insn, unsigned bits, uint64_t value)

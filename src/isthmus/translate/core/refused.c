@@ -227,6 +227,8 @@ static unsigned family_of(struct instruction *insn)
 {
     if (!insn->vex && insn->map == MAP_ONE_BYTE)
         return insn->opcode == 0x62 ? family_of_evex(insn) : 0;
+    if (insn->vex && insn->map == MAP_0F && insn->opcode == 0x77)
+        return 0; /* VZEROUPPER: the only one that no ModRM follows */
     if (insn->vex) {
         uint8_t byte = take_byte(insn);
         return insn->ended ? 0 : family_of_vex(insn, byte);

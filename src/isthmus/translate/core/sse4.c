@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* SSE3 and SSE4 beyond plain lanes: widening moves, inserts and extracts, blends by a mask, PTEST,
- * MPSADBW and the string comparisons (Intel SDM vol. 2; strings: vol. 2B, 4.1). */
+/* SSE3 and SSE4 beyond plain lanes, with their VEX forms: widening moves, inserts and extracts, blends
+ * by a mask, tests, MPSADBW and the string comparisons (Intel SDM vol. 2; strings: vol. 2B, 4.1). */
 #include "vector.h"
 
 enum { STATUS = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF };
@@ -62,77 +62,94 @@ static bool execute_moves(struct instruction *insn)
         name = insn->prefix == PF2 ? ISTHMUS_MOVDDUP : insn->prefix == PF3 ? ISTHMUS_MOVSLDUP : 0;
     else if (insn->map == MAP_0F && insn->opcode == 0x16 && insn->prefix == PF3)
         name = ISTHMUS_MOVSHDUP;
-    else if (insn->map == MAP_0F && insn->opcode == 0xf0 && insn->prefix == PF2 && !insn->vex)
+    else if (insn->map == MAP_0F && insn->opcode == 0xf0 && insn->prefix == PF2)
         name = ISTHMUS_LDDQU;
     else if (insn->map == MAP_0F38 && insn->opcode == 0x2a && insn->prefix == P66)
         name = ISTHMUS_MOVNTDQA;
-    if (!name || (insn->vex && (name != ISTHMUS_MOVNTDQA || !insn->long_vector)))
-        return false; /* the other VEX forms are AVX's */
+    if (!name)
+        return false;
     bool memory_only = name == ISTHMUS_LDDQU || name == ISTHMUS_MOVNTDQA;
     if (!decode_operands(insn) || insn->vvvv || (memory_only && !insn->is_memory)) {
         decline(insn);
         return true;
     }
     struct vector from, result = {0};
-    unsigned bytes = name == ISTHMUS_MOVDDUP ? 8 : vector_bytes(insn);
-    if (!begin(insn, name))
-        return true;
-    if (!load_vector(insn, &from, bytes, name != ISTHMUS_LDDQU && bytes > 8))
+    unsigned bytes = vector_bytes(insn);
+    bool doubles = name == ISTHMUS_MOVDDUP, aligned = !insn->vex && !memory_only && !doubles;
+    if (doubles && bytes == 16)
+        bytes = 8;
+    if (!begin(insn, name) || !(memory_only ? load_moved(insn, &from, bytes, name == ISTHMUS_MOVNTDQA)
+                                            : load_vector(insn, &from, bytes, aligned)))
         return true;
     result = from;
-    union lane *r = &result.lane[0];
-    if (name == ISTHMUS_MOVDDUP)
-        r->q[1] = r->q[0];
-    else if (name == ISTHMUS_MOVSLDUP)
-        r->d[1] = r->d[0], r->d[3] = r->d[2];
-    else if (name == ISTHMUS_MOVSHDUP)
-        r->d[0] = r->d[1], r->d[2] = r->d[3];
+    for (unsigned i = 0; i < vector_bytes(insn) / 16; i++) {
+        union lane *r = &result.lane[i];
+        if (doubles)
+            r->q[1] = r->q[0];
+        else if (name == ISTHMUS_MOVSLDUP)
+            r->d[1] = r->d[0], r->d[3] = r->d[2];
+        else if (name == ISTHMUS_MOVSHDUP)
+            r->d[0] = r->d[1], r->d[2] = r->d[3];
+    }
     set_vector(insn, insn->reg, &result);
     end(insn, name);
     return true;
 }
 
-/* PEXTRx and EXTRACTPS (0F3A 14 to 17), PINSRx and INSERTPS (20 to 22): legacy forms; AVX has the
- * others. */
+/* PEXTRx and EXTRACTPS (0F3A 14 to 17), PINSRx and INSERTPS (20 to 22); the VEX forms of PINSRW and
+ * PEXTRW in map 0F (C4, C5).  W chooses between D and Q and is ignored elsewhere. */
 static bool execute_elements(struct instruction *insn)
 {
-    uint8_t op = insn->opcode;
-    if (insn->vex || insn->map != MAP_0F3A || insn->prefix != P66 ||
-        !((op >= 0x14 && op <= 0x17) || (op >= 0x20 && op <= 0x22)))
+    static const struct {
+        uint8_t map, opcode, bits;
+        uint32_t name;
+    } kinds[] = {
+        {MAP_0F3A, 0x14, 8, ISTHMUS_PEXTRB},      {MAP_0F3A, 0x15, 16, ISTHMUS_PEXTRW},
+        {MAP_0F3A, 0x16, 32, ISTHMUS_PEXTRD},     {MAP_0F3A, 0x17, 32, ISTHMUS_EXTRACTPS},
+        {MAP_0F, 0xc5, 16, ISTHMUS_PEXTRW},       {MAP_0F3A, 0x20, 8, ISTHMUS_PINSRB},
+        {MAP_0F3A, 0x22, 32, ISTHMUS_PINSRD},     {MAP_0F, 0xc4, 16, ISTHMUS_PINSRW},
+        {MAP_0F3A, 0x21, 32, ISTHMUS_INSERTPS},
+    };
+    size_t k = 0;
+    while (k < sizeof kinds / sizeof *kinds &&
+           (kinds[k].map != insn->map || kinds[k].opcode != insn->opcode))
+        k++;
+    if (k == sizeof kinds / sizeof *kinds || insn->prefix != P66 ||
+        (!insn->vex && insn->map == MAP_0F))
         return false;
-    bool whole = decode_operands(insn), wide = insn->rex & 8 && insn->machine->mode == 64;
-    unsigned imm = take_byte(insn);
-    if (!whole || insn->ended) {
+    bool whole = decode_operands(insn), extracts = k < 5;
+    unsigned imm = take_byte(insn), bits = kinds[k].bits;
+    uint32_t name = kinds[k].name;
+    if (!whole || insn->ended || insn->long_vector || (extracts && insn->vvvv) ||
+        (insn->opcode == 0xc5 && insn->is_memory)) {
         decline(insn);
         return true;
+    }
+    if ((name == ISTHMUS_PEXTRD || name == ISTHMUS_PINSRD) && insn->rex & 8) {
+        name = extracts ? ISTHMUS_PEXTRQ : ISTHMUS_PINSRQ;
+        bits = 64;
     }
     struct vector v;
     union lane *x = &v.lane[0];
     uint64_t value;
-    static const uint32_t names[9] = {ISTHMUS_PEXTRB, ISTHMUS_PEXTRW, ISTHMUS_PEXTRD,
-                                      ISTHMUS_EXTRACTPS, ISTHMUS_PINSRB, ISTHMUS_INSERTPS,
-                                      ISTHMUS_PINSRD, ISTHMUS_PEXTRQ, ISTHMUS_PINSRQ};
-    unsigned kind = op < 0x20 ? op - 0x14u : op - 0x20u + 4;
-    uint32_t name = wide && kind == 2 ? names[7] : wide && kind == 6 ? names[8] : names[kind];
     if (!begin(insn, name))
         return true;
-    if (op < 0x20) {
-        static const uint8_t widths[4] = {8, 16, 32, 32};
-        unsigned bits = kind == 2 && wide ? 64 : widths[kind];
-        get_vector(insn, insn->reg, &v);
+    if (extracts) {
+        bool to_reg = insn->opcode == 0xc5;
+        get_vector(insn, to_reg ? insn->rm : insn->reg, &v);
         value = bits == 8    ? x->b[imm & 15]
                 : bits == 16 ? x->w[imm & 7]
                 : bits == 32 ? x->d[imm & 3]
                              : x->q[imm & 1];
         if (!insn->is_memory)
-            set_gpr(insn, insn->rm, 64, value);
+            set_gpr(insn, to_reg ? insn->reg : insn->rm, 64, value);
         else if (!store_integer(insn, bits, value))
             return true;
         end(insn, name);
         return true;
     }
-    get_vector(insn, insn->reg, &v);
-    if (op == 0x21) {
+    get_vector(insn, insn->vex ? insn->vvvv : insn->reg, &v);
+    if (name == ISTHMUS_INSERTPS) {
         struct vector from;
         if (!load_vector(insn, &from, 4, false))
             return true;
@@ -141,13 +158,14 @@ static bool execute_elements(struct instruction *insn)
             if (imm >> i & 1)
                 x->d[i] = 0;
     } else {
-        unsigned bits = op == 0x20 ? 8 : wide ? 64 : 32;
         if (!insn->is_memory)
             value = insn->machine->gpr[insn->rm]; /* of the register's low part, never AH and kin */
         else if (!load_integer(insn, bits, &value))
             return true;
         if (bits == 8)
             x->b[imm & 15] = (uint8_t)value;
+        else if (bits == 16)
+            x->w[imm & 7] = (uint16_t)value;
         else if (bits == 32)
             x->d[imm & 3] = (uint32_t)value;
         else
@@ -158,77 +176,86 @@ static bool execute_elements(struct instruction *insn)
     return true;
 }
 
-/* BLENDPS, BLENDPD by an immediate; PBLENDVB, BLENDVPS, BLENDVPD by XMM0's signs, legacy; and
- * VPBLENDVB of 256 bits by a register in the immediate. */
+/* BLENDPS, BLENDPD by an immediate; PBLENDVB, BLENDVPS, BLENDVPD by the signs of XMM0, their VEX
+ * forms by a register in the immediate. */
 static bool execute_blends(struct instruction *insn)
 {
-    bool avx2 = insn->vex && insn->long_vector && insn->map == MAP_0F3A && insn->opcode == 0x4c;
-    uint32_t name = 0;
-    if (insn->prefix != P66 || (insn->vex && (!avx2 || insn->wide)))
+    static const struct {
+        uint8_t map, opcode, width;
+        bool vex, legacy;
+        uint32_t name;
+    } kinds[] = {
+        {MAP_0F3A, 0x0c, 4, true, true, ISTHMUS_BLENDPS},
+        {MAP_0F3A, 0x0d, 8, true, true, ISTHMUS_BLENDPD},
+        {MAP_0F38, 0x10, 1, false, true, ISTHMUS_PBLENDVB},
+        {MAP_0F38, 0x14, 4, false, true, ISTHMUS_BLENDVPS},
+        {MAP_0F38, 0x15, 8, false, true, ISTHMUS_BLENDVPD},
+        {MAP_0F3A, 0x4a, 4, true, false, ISTHMUS_BLENDVPS},
+        {MAP_0F3A, 0x4b, 8, true, false, ISTHMUS_BLENDVPD},
+        {MAP_0F3A, 0x4c, 1, true, false, ISTHMUS_PBLENDVB},
+    };
+    size_t k = 0;
+    while (k < sizeof kinds / sizeof *kinds &&
+           (kinds[k].map != insn->map || kinds[k].opcode != insn->opcode ||
+            !(insn->vex ? kinds[k].vex : kinds[k].legacy)))
+        k++;
+    if (k == sizeof kinds / sizeof *kinds || insn->prefix != P66)
         return false;
-    if (avx2)
-        name = ISTHMUS_PBLENDVB;
-    else if (insn->map == MAP_0F3A && insn->opcode == 0x0c)
-        name = ISTHMUS_BLENDPS;
-    else if (insn->map == MAP_0F3A && insn->opcode == 0x0d)
-        name = ISTHMUS_BLENDPD;
-    else if (insn->map == MAP_0F38 && insn->opcode == 0x10)
-        name = ISTHMUS_PBLENDVB;
-    else if (insn->map == MAP_0F38 && insn->opcode == 0x14)
-        name = ISTHMUS_BLENDVPS;
-    else if (insn->map == MAP_0F38 && insn->opcode == 0x15)
-        name = ISTHMUS_BLENDVPD;
-    else
-        return false;
-    bool whole = decode_operands(insn);
-    unsigned imm = insn->map == MAP_0F3A ? take_byte(insn) : 0;
-    if (!whole || insn->ended) {
+    bool whole = decode_operands(insn), by_immediate = k < 2;
+    unsigned imm = insn->map == MAP_0F3A ? take_byte(insn) : 0, width = kinds[k].width;
+    if (!whole || insn->ended || (insn->wide && !by_immediate)) {
         decline(insn);
         return true;
     }
     struct vector a, b, mask, result;
     unsigned bytes = vector_bytes(insn);
-    if (!begin(insn, name) || !load_vector(insn, &b, bytes, !insn->vex))
+    if (!begin(insn, kinds[k].name) || !load_vector(insn, &b, bytes, !insn->vex))
         return true;
     get_vector(insn, insn->vex ? insn->vvvv : insn->reg, &a);
-    get_vector(insn, avx2 ? imm >> 4 & (insn->machine->mode == 64 ? 15 : 7) : 0, &mask);
-    unsigned width = name == ISTHMUS_BLENDPS || name == ISTHMUS_BLENDVPS   ? 4
-                     : name == ISTHMUS_BLENDPD || name == ISTHMUS_BLENDVPD ? 8
-                                                                           : 1;
-    bool immediate = name == ISTHMUS_BLENDPS || name == ISTHMUS_BLENDPD;
+    get_vector(insn, insn->vex ? imm >> 4 & (insn->machine->mode == 64 ? 15 : 7) : 0, &mask);
     result = a;
     for (unsigned i = 0; i < bytes; i++) {
         unsigned element = i / width, sign = (element + 1) * width - 1;
-        bool take = immediate ? imm >> element & 1 : mask.lane[sign / 16].b[sign % 16] >> 7;
+        bool take = by_immediate ? imm >> element & 1 : mask.lane[sign / 16].b[sign % 16] >> 7;
         if (take)
             result.lane[i / 16].b[i % 16] = b.lane[i / 16].b[i % 16];
     }
     set_vector(insn, insn->reg, &result);
+    end(insn, kinds[k].name);
+    return true;
+}
+
+/* PTEST (0F38 17) of all bits; VTESTPS and VTESTPD (0E, 0F) of the signs. */
+static bool execute_tests(struct instruction *insn)
+{
+    uint8_t op = insn->opcode;
+    bool signs = insn->vex && (op == 0x0e || op == 0x0f);
+    if (insn->map != MAP_0F38 || insn->prefix != P66 || (op != 0x17 && !signs))
+        return false;
+    if (!decode_operands(insn) || insn->vvvv || (signs && insn->wide)) {
+        decline(insn);
+        return true;
+    }
+    uint32_t name = op == 0x17 ? ISTHMUS_PTEST : op == 0x0e ? ISTHMUS_VTESTPS : ISTHMUS_VTESTPD;
+    uint64_t counts = op == 0x17   ? ~UINT64_C(0)
+                      : op == 0x0e ? UINT64_C(0x8000000080000000)
+                                   : UINT64_C(0x8000000000000000);
+    struct vector a, b;
+    unsigned bytes = vector_bytes(insn);
+    if (!begin(insn, name) || !load_vector(insn, &b, bytes, !insn->vex))
+        return true;
+    get_vector(insn, insn->reg, &a);
+    uint64_t both = 0, only = 0;
+    for (unsigned i = 0; i < bytes / 8; i++) {
+        both |= a.lane[i / 2].q[i % 2] & b.lane[i / 2].q[i % 2] & counts;
+        only |= ~a.lane[i / 2].q[i % 2] & b.lane[i / 2].q[i % 2] & counts;
+    }
+    set_flags(insn, STATUS, (both ? 0 : FLAG_ZF) | (only ? 0 : FLAG_CF));
     end(insn, name);
     return true;
 }
 
-static bool execute_ptest(struct instruction *insn) /* legacy; the VEX forms are AVX's */
-{
-    if (insn->vex || insn->map != MAP_0F38 || insn->opcode != 0x17 || insn->prefix != P66)
-        return false;
-    if (!decode_operands(insn)) {
-        decline(insn);
-        return true;
-    }
-    struct vector a, b;
-    if (!begin(insn, ISTHMUS_PTEST) || !load_vector(insn, &b, 16, true))
-        return true;
-    get_vector(insn, insn->reg, &a);
-    const union lane *x = &a.lane[0], *y = &b.lane[0];
-    bool zero = !((x->q[0] & y->q[0]) | (x->q[1] & y->q[1]));
-    bool carry = !((~x->q[0] & y->q[0]) | (~x->q[1] & y->q[1]));
-    set_flags(insn, STATUS, (zero ? FLAG_ZF : 0) | (carry ? FLAG_CF : 0));
-    end(insn, ISTHMUS_PTEST);
-    return true;
-}
-
-/* MPSADBW, and AVX2's 256-bit form, whose upper lane has its own bits of the immediate. */
+/* MPSADBW; the upper lane of its 256-bit form has its own bits of the immediate. */
 static bool execute_mpsadbw(struct instruction *insn)
 {
     if (insn->map != MAP_0F3A || insn->opcode != 0x42 || insn->prefix != P66)
@@ -319,17 +346,16 @@ static unsigned aggregate(const union lane *a, const union lane *b, unsigned imm
     return result;
 }
 
-static bool execute_strings(struct instruction *insn) /* legacy; the VEX forms are AVX's */
+static bool execute_strings(struct instruction *insn)
 {
     static const uint32_t names[4] = {ISTHMUS_PCMPESTRM, ISTHMUS_PCMPESTRI, ISTHMUS_PCMPISTRM,
                                       ISTHMUS_PCMPISTRI};
-    if (insn->vex || insn->map != MAP_0F3A || (insn->opcode & 0xfc) != 0x60 ||
-        insn->prefix != P66)
+    if (insn->map != MAP_0F3A || (insn->opcode & 0xfc) != 0x60 || insn->prefix != P66)
         return false;
     uint32_t name = names[insn->opcode & 3];
     bool whole = decode_operands(insn), wide = insn->rex & 8 && insn->machine->mode == 64;
     unsigned imm = take_byte(insn);
-    if (!whole || insn->ended) {
+    if (!whole || insn->ended || insn->long_vector || insn->vvvv) {
         decline(insn);
         return true;
     }
@@ -375,10 +401,9 @@ bool execute_sse4(struct instruction *insn)
         return false;
     static bool (*const members[])(struct instruction *) = {
         execute_widening, execute_moves,   execute_elements, execute_blends,
-        execute_ptest,    execute_mpsadbw, execute_strings,
+        execute_tests,    execute_mpsadbw, execute_strings,
     };
-    bool narrow = insn->vex && !insn->long_vector; /* 128 bits under VEX are AVX's own */
-    for (size_t i = 0; !narrow && i < sizeof members / sizeof *members; i++)
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++)
         if (members[i](insn))
             return true;
     return false;

@@ -24,9 +24,11 @@ static bool execute_cmpxchg16b(struct instruction *insn)
 {
     uint8_t bytes[16];
     uint64_t *gpr = insn->machine->gpr, memory[2] = {0, 0};
+    int segment;
     name_it(insn, ISTHMUS_CMPXCHG16B);
     insn->aligned = true;
-    if (!load(insn, bytes, 16))
+    uint64_t offset = effective_address(insn, &segment);
+    if (!load_to_store(insn, segment, offset, bytes, 16))
         return true;
     for (unsigned i = 0; i < 16; i++)
         memory[i / 8] |= (uint64_t)bytes[i] << 8 * (i % 8);
@@ -34,7 +36,7 @@ static bool execute_cmpxchg16b(struct instruction *insn)
     uint64_t written[2] = {equal ? gpr[RBX] : memory[0], equal ? gpr[RCX] : memory[1]};
     for (unsigned i = 0; i < 16; i++)
         bytes[i] = (uint8_t)(written[i / 8] >> 8 * (i % 8));
-    if (!store(insn, bytes, 16))
+    if (!store_at(insn, segment, offset, bytes, 16))
         return true;
     if (!equal) {
         set_gpr(insn, RAX, 64, memory[0]);

@@ -54,13 +54,18 @@ void set_vector(struct instruction *insn, unsigned number, const struct vector *
 
 bool load_vector(struct instruction *insn, struct vector *value, unsigned bytes, bool aligned)
 {
+    /* AMD's misaligned mode (MXCSR.MM, APM vol. 1, 4.2.2) lifts the demand. */
+    return load_moved(insn, value, bytes, aligned && !(insn->machine->mxcsr & MXCSR_MM));
+}
+
+bool load_moved(struct instruction *insn, struct vector *value, unsigned bytes, bool aligned)
+{
     *value = (struct vector){0};
     if (!insn->is_memory) {
         get_vector(insn, insn->rm, value);
         return true;
     }
-    /* AMD's misaligned mode (MXCSR.MM, APM vol. 1, 4.2.2) lifts the demand. */
-    insn->aligned = aligned && !(insn->machine->mxcsr & MXCSR_MM);
+    insn->aligned = aligned;
     uint8_t copy[32];
     if (!load(insn, copy, bytes))
         return false;
@@ -129,12 +134,13 @@ static void run_vector(struct instruction *insn)
     name_it(insn, name);
     if (insn->vex ? !vex_usable(insn) : !sse_usable(insn))
         return;
-    if (!load_vector(insn, &b, bytes, !insn->vex))
+    if (!load_vector(insn, &b, bytes, !insn->vex && !(operation->form & F_LOOSE)))
         return;
     get_vector(insn, insn->vex && !(operation->form & F_UNARY) ? insn->vvvv : insn->reg, &a);
     get_vector(insn, insn->reg, &result); /* what it was: dot products add to it */
+    unsigned shift = operation->form & F_IMM_PAIR ? 2 : 0;
     for (unsigned i = 0; i < bytes / 16; i++)
-        operation->run(&result.lane[i], &a.lane[i], &b.lane[i], immediate, 16);
+        operation->run(&result.lane[i], &a.lane[i], &b.lane[i], immediate >> shift * i, 16);
     set_vector(insn, insn->reg, &result);
     finish(insn, name);
 }

@@ -35,6 +35,8 @@ enum form {
     F_UNARY = 16,  /* one source: VEX.vvvv must be 1111 */
     F_IMM = 32,
     F_W0 = 64, F_W1 = 128,
+    F_LOOSE = 512,    /* without VEX memory need not be aligned either */
+    F_IMM_PAIR = 256, /* two bits of the immediate belong to each lane */
     F_BOTH = F_LEGACY | F_V128 | F_V256
 };
 
@@ -51,6 +53,8 @@ bool vex_usable(struct instruction *insn); /* VEX and XOP are legal (true), else
 void get_vector(const struct instruction *insn, unsigned number, struct vector *value);
 void set_vector(struct instruction *insn, unsigned number, const struct vector *value);
 bool load_vector(struct instruction *insn, struct vector *value, unsigned bytes, bool aligned);
+/* The same for moves, whose demand stands whatever MXCSR.MM says. */
+bool load_moved(struct instruction *insn, struct vector *value, unsigned bytes, bool aligned);
 /* The three sources of four-operand instructions: vvvv, then r/m and the immediate's register, which W
  * exchanges.  False after having written the outcome. */
 bool load_sources(struct instruction *insn, unsigned bytes, unsigned immediate, struct vector *a,
