@@ -21,7 +21,9 @@ class Memory:
         self.there = there
         self.stored: list[bytes] = []
 
-    def load(self, _address: int, size: int) -> bytes:
+    def load(self, address: int, size: int) -> bytes:
+        if not self.there:
+            raise PageFaultError(address, 4)
         return bytes(size)
 
     def store(self, address: int, data: bytes) -> None:
@@ -77,10 +79,14 @@ def test_stores_and_pops() -> None:
     assert (made.state.x87_status, made.state.x87_tags) == (0x20, 0)
 
 
-def test_a_page_fault_changes_nothing() -> None:
-    made = machine()
+@pytest.mark.parametrize("values", [{}, {"x87_tags": 0}, {"x87_tags": 0, "x87_control": 0x37E}])
+def test_a_page_fault_changes_nothing(values: dict[str, int]) -> None:
+    """Even where an unmasked exception keeps it from storing."""
+    made = machine(**values)
+    tags = made.state.x87_tags
     assert made.execute(FISTTP, Memory(there=False)) is Kind.FAULT
-    assert (made.outcome.vector, made.state.x87_status, made.state.x87_tags) == (14, 7 << 11, 0x80)
+    assert (made.outcome.vector, made.outcome.error_code) == (14, 6)
+    assert (made.state.x87_status, made.state.x87_tags) == (7 << 11, tags)
 
 
 @pytest.mark.parametrize(

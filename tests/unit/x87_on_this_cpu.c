@@ -117,8 +117,11 @@ static bool agrees(uint8_t *code, unsigned length, unsigned long *waiting, unsig
 static int move(void *context, int access, uint64_t address, uint8_t *bytes, uint32_t size,
                 uint64_t *fault_address, uint32_t *error_code)
 {
-    (void)context, (void)access, (void)fault_address, (void)error_code;
-    memcpy((void *)address, bytes, size);
+    (void)context, (void)fault_address, (void)error_code;
+    if (access == ISTHMUS_WRITE)
+        memcpy((void *)address, bytes, size);
+    else
+        memcpy(bytes, (void *)address, size);
     return ISTHMUS_OK;
 }
 

@@ -94,11 +94,15 @@ bool execute_x87(struct instruction *insn)
     uint8_t bytes[8];
     for (unsigned i = 0; i < bits / 8; i++)
         bytes[i] = (uint8_t)(value >> 8 * i);
-    if (!invalid && !store(insn, bytes, bits / 8))
-        return true;
     int segment;
+    uint64_t offset = effective_address(insn, &segment);
+    uint8_t present[8];
+    /* A page fault comes first, also where nothing will be stored (seen on a Zen 5). */
+    if (invalid ? !load_to_store(insn, segment, offset, present, bits / 8)
+                : !store_at(insn, segment, offset, bytes, bits / 8))
+        return true;
     machine->x87_ip = machine->rip;
-    machine->x87_dp = effective_address(insn, &segment);
+    machine->x87_dp = offset;
     machine->x87_opcode = (uint16_t)((insn->opcode & 7) << 8 | insn->code[insn->modrm_at]);
     machine->x87_status &= (uint16_t)~STATUS_C1;
     machine->x87_status |= (uint16_t)raised;
