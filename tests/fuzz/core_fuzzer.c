@@ -107,6 +107,11 @@ static void fill(struct isthmus_machine *machine, const uint8_t *choice, uint64_
     machine->mxcsr &= 0xffff | (choice[1] & 64 ? 0x20000 : 0);
     if (!(choice[1] & 128))
         machine->mxcsr |= 0x1f80; /* all exceptions masked, as nearly everywhere */
+    if (!(choice[2] & 1))
+        machine->cr4 |= 0x400; /* OSXMMEXCPT */
+    if (!(choice[2] & 2))
+        machine->x87_status &= 0x3800; /* no exception waits */
+    machine->has_x87 = !(choice[2] & 4);
     if (machine->mode != 64)
         for (unsigned i = 0; i < 16; i++)
             machine->gpr[i] &= i < 8 ? 0xffffffff : 0;
@@ -173,6 +178,11 @@ static void check(const struct isthmus_machine *before, const struct isthmus_mac
         PROMISE(before->rflags == after->rflags || outcome->flags_written);
         PROMISE(before->mxcsr == after->mxcsr || outcome->touched & ISTHMUS_WROTE_MXCSR);
         PROMISE(before->has_ymm || !outcome->ymm_written);
+        PROMISE(before->has_x87 || !(outcome->touched & ISTHMUS_WROTE_X87));
+        PROMISE((before->x87_status == after->x87_status && before->x87_tags == after->x87_tags) ||
+                outcome->touched & ISTHMUS_WROTE_X87);
+        PROMISE(before->x87_control == after->x87_control &&
+                !changed(before->x87_high, after->x87_high, 2, 8));
         PROMISE(!memcmp(before->segment_base, after->segment_base, sizeof before->segment_base));
         PROMISE(before->cr0 == after->cr0 && before->cr4 == after->cr4);
         PROMISE(before->mode == after->mode && before->cpl == after->cpl);
@@ -181,7 +191,8 @@ static void check(const struct isthmus_machine *before, const struct isthmus_mac
     case ISTHMUS_FAULT:
         PROMISE(named);
         PROMISE(outcome->vector == 7 || outcome->vector == 12 || outcome->vector == 13 ||
-                outcome->vector == 14 || outcome->vector == 17 || outcome->vector == 19);
+                outcome->vector == 14 || outcome->vector == 16 || outcome->vector == 17 ||
+                outcome->vector == 19);
         PROMISE((outcome->vector == 14) == (world->failures != 0));
         break;
     case ISTHMUS_PENDING:
