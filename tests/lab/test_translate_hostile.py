@@ -200,7 +200,7 @@ async def test_code_that_is_rewritten_is_done_as_it_is_now(guest):
     for code, expected in ((POPCNT, 7), (bytes.fromhex("f3480fb8c4"), 0xF000.bit_count())):
         await guest.write(AREA, code + STAY)
         await guest.enter(AREA, segments=guest.KERNEL)
-        await guest.register(16, 0xFFFFF163)  # back to its door
+        await guest.register(16, guest.DOOR)
         await guest.run(until_traps=1)
         assert (await guest.registers()).general[RAX] == expected
 
