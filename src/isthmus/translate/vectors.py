@@ -95,12 +95,11 @@ class NoEntryError(HypervisorError):
 
 
 class Vcpu(Value, frozen=True):
-    """Tables of one vCPU: linear addresses of IDT, GDT and TSS, what TSC_AUX holds, and gate 6."""
+    """Tables of one vCPU: linear addresses of IDT and GDT, what TSC_AUX holds, and gate 6."""
 
     number: int
     idt: int
     gdt: int
-    tss: int
     tsc_aux: int
     gate: bytes
 
@@ -150,7 +149,6 @@ async def find_vectors(stub: Stub) -> Vectors:
                 number=tables.number,
                 idt=tables.idt,
                 gdt=tables.gdt,
-                tss=tables.tss,
                 tsc_aux=await _tsc_aux(stub, tables.gdt, tables.gdt_limit, tables.number),
                 gate=gate,
             )
@@ -273,11 +271,6 @@ async def read_physical(stub: Stub, places: list[int]) -> list[int]:
 def quadword(answer: bytes) -> int:
     """The number in the answer to reading a quadword; 0 if it could not be read."""
     return int.from_bytes(unhex(answer), "little") if len(answer) == 16 else 0
-
-
-async def read_gate(stub: Stub, idt: int, vector: int) -> int | None:
-    """The handler in a gate that may be entered by a jump, None if it has none."""
-    return handler_of(await stub.memory(idt + vector * 16, 16))
 
 
 def handler_of(gate: bytes, *, any_stack: bool = False) -> int | None:

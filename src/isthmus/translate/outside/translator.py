@@ -5,6 +5,7 @@ import time
 from collections import Counter
 
 from isthmus.translate.outside.lookout import Lookout
+from isthmus.translate.outside.operand import Pages
 from isthmus.translate.outside.status import Tally, TranslatorStatus
 from isthmus.translate.outside.trap import TrapReader, full, read_registers
 from isthmus.translate.outside.work import Work
@@ -47,8 +48,9 @@ class Translator:
         self.tally = Tally()
         self.problem = ""
         self.standing = 0
-        self._reader = TrapReader(stub)
-        self._work = Work(stub, self.tally)
+        self._pages = Pages(stub)
+        self._reader = TrapReader(stub, self._pages)
+        self._work = Work(stub, self.tally, self._pages)
         self._padding = b""
         self._inserted = False
         self._loop: asyncio.Task[None] | None = None
@@ -71,8 +73,7 @@ class Translator:
         await self._remove()
         # Breakpoints of a translator that was killed would be reported as ours: "?" clears them.
         await self.stub.ask(b"?")
-        self._reader.forget()
-        self._work.forget()
+        self._forget()
         self.vectors = await find_vectors(self.stub)
         await self._insert()
         self._looked, self._lost = time.monotonic(), False
@@ -221,6 +222,12 @@ class Translator:
         await self.stub.ask(*requests)
         self._inserted = False
 
+    def _forget(self) -> None:
+        """The guest is another one, or was elsewhere."""
+        self._reader.forget()
+        self._work.forget()
+        self._pages.forget()
+
     async def _look(self) -> bool:
         """Whether the stopped guest takes #UD where it did; else find out where it does now.
 
@@ -229,9 +236,9 @@ class Translator:
         self._looked, self._looking = time.monotonic(), False
         if self.vectors is not None and await unchanged(self.stub, self.vectors):
             self._reader.thread = b""
+            self._pages.doubt()
             return True
-        self._reader.forget()
-        self._work.forget()
+        self._forget()
         await self._remove()
         self.vectors, self._lost = None, True
         try:
