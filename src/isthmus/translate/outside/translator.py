@@ -260,6 +260,8 @@ class Translator:
         """
         while True:
             await asyncio.sleep(self._pause_s())
+            if self._holding or self.standing:
+                continue
             if self._lookout is not None:
                 if not await self._lookout.differs(self.vectors):
                     continue
