@@ -2,9 +2,10 @@
 
 It outlives the command that moved the guest: as long as the guest runs on a CPU that lacks what
 it needs, somebody must serve its #UDs. Start: ``python -m isthmus.translate.service --gdb SOCKET
---directory FOLDER``. It is commanded over a private UNIX socket, one JSON document a line:
-``{"do": "arm"}`` gives ``{"ok": true, …}`` or ``{"ok": false, "error": …}``. It ends when QEMU
-does.
+--directory FOLDER``. Beside the stub's socket it expects a monitor of its own, ``look.sock``; a
+QEMU without one is stopped for each look.  It is commanded over a private UNIX socket, one JSON
+document a line: ``{"do": "arm"}`` gives ``{"ok": true, …}`` or ``{"ok": false, "error": …}``. It
+ends when QEMU does.
 
 If it is killed, the breakpoint stays in QEMU and the guest stops at its next #UD; a translator
 that is started again takes over there (:meth:`Service.take_over`).
@@ -23,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from isthmus.errors import HypervisorError, IsthmusError
-from isthmus.translate.outside import Translator, TranslatorStatus
+from isthmus.translate.outside import Lookout, Translator, TranslatorStatus
 from isthmus.translate.rewrite.apply import Rewriter
 from isthmus.translate.rewrite.record import RewriteOrder, RewriteRecord
 from isthmus.translate.rsp import Stub, StubGoneError
@@ -32,6 +33,7 @@ from isthmus.values import Value, read_value, to_json
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 SOCKET = "translator.sock"
+LOOK = "look.sock"
 
 
 class ArmReport(Value, frozen=True):
@@ -239,7 +241,9 @@ async def _main(gdb: Path, directory: Path) -> int:
     except StubGoneError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    service = Service(Translator(stub))
+    monitor = gdb.with_name(LOOK)
+    lookout = Lookout(monitor) if monitor.is_socket() else None
+    service = Service(Translator(stub, lookout))
     path = directory / SOCKET
     path.unlink(missing_ok=True)
     server = await asyncio.start_unix_server(service.serve, str(path))
