@@ -113,6 +113,7 @@ class Hosts:
             process=running,
             streams=(running.payload,),
             module=module,
+            home=host,
         )
         try:
             self.store.write(guest)
@@ -297,6 +298,17 @@ async def recover(
         )
 
 
+async def spawn_for(guest: Guest) -> TranslatorClient:
+    """Start the translator of a running guest of ours; it is not armed.
+
+    :raises TranslatorError: it does not come up.
+    """
+    folder = guest.translator or guest.process.directory
+    return await spawn(
+        guest.process.gdb, folder, warn_share=guest.warn_share, level=guest.level_command
+    )
+
+
 async def revive_translators(store: GuestStore) -> list[str]:
     """Start the translators again that have died while their guests need them.
 
@@ -312,7 +324,7 @@ async def revive_translators(store: GuestStore) -> list[str]:
         try:
             client = await TranslatorClient.connect(guest.translator)
         except TranslatorError:
-            client = await spawn(guest.process.gdb, guest.translator)
+            client = await spawn_for(guest)
             await client.take_over()
             helped.append(name)
         await client.close()
