@@ -12,11 +12,11 @@ import msgspec
 from isthmus.errors import IsthmusError, RefusedError
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor
-from isthmus.migration.hosts import Hosts, served, spawn_for, unfinished
+from isthmus.migration.hosts import Hosts, served, spawn_for, translation_for, unfinished
 from isthmus.migration.record import guest_lock
 from isthmus.translate.cost import warning
 from isthmus.translate.outside import TranslatorStatus
-from isthmus.translate.placement import Translation, arrange
+from isthmus.translate.placement import Translation
 from isthmus.translate.service import TranslatorClient, TranslatorError
 from isthmus.translate.table import Placement
 from isthmus.values import Value
@@ -82,12 +82,12 @@ async def attach(hosts: Hosts, name: str, *, warn_share: float | None = None) ->
             raise RefusedError(
                 f"{name}: the guest is {before}, not running", remedy="resume it first"
             )
-        verdict = hosts.check(guest, guest.host, translate=True)
-        lost = guest.shown.features - verdict.shown.features
+        verdict = hosts.check(guest, guest.host)
         share = guest.warn_share if warn_share is None else warn_share
-        translation = arrange(
-            served(guest, translate=True), lost, warn_share=share, level=guest.level_command
-        ) or Translation(placement=Placement.OUTSIDE, warn_share=share, level=guest.level_command)
+        by = served(guest, translate=True)
+        translation = translation_for(guest, verdict, by, warn_share=share) or Translation(
+            placement=Placement.OUTSIDE, warn_share=share, level=guest.level_command
+        )
         armed = msgspec.structs.replace(
             guest,
             translator=guest.translator or guest.process.directory,

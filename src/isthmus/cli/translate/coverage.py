@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from isthmus.cli import lab
+from isthmus.cli.placements import PLACEMENTS
 
 if TYPE_CHECKING:
     from isthmus.translate.coverage import FeatureCoverage
-
-PLACEMENTS = ("outside", "inside", "preload")
 
 
 @click.command()
