@@ -1,8 +1,11 @@
 """`isthmus translate attach` and `detach`: the translator of a guest that runs where it is."""
 
+import math
+
 import click
 
 from isthmus.cli import lab
+from isthmus.errors import InputError
 
 
 def warn_share_option(command: lab.F) -> lab.F:
@@ -17,6 +20,8 @@ def warn_share_option(command: lab.F) -> lab.F:
 
 def share(percent: float | None) -> float | None:
     """The share (0 to 1) that an option in percent means."""
+    if percent is not None and math.isnan(percent):  # it passes every range
+        raise InputError("--warn-share nan: not a number", remedy="give a percentage, such as 5")
     return None if percent is None else percent / 100
 
 
@@ -39,10 +44,12 @@ def attach(guest: str, warn_share: float | None, qemu: str, as_json: bool) -> No
     from isthmus.migration import arming
     from isthmus.values import to_json
 
+    warn = share(warn_share)
+
     async def work() -> arming.Attached:
         known = lab.store().read(guest)
         hosts = await lab.hosts(qemu, known.spec.accelerator)
-        return await arming.attach(hosts, guest, warn_share=share(warn_share))
+        return await arming.attach(hosts, guest, warn_share=warn)
 
     done = lab.run(work())
     if as_json:

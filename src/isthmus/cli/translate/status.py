@@ -1,6 +1,7 @@
 """`isthmus translate status`: what is translated for guests, how often, where, at what cost."""
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ def status(guest: str | None, watch: bool, every: float, file: Path | None, as_j
     """
     if file is not None and guest is None:
         raise InputError("--symbols needs a GUEST: a file is of one kernel", remedy="name it")
+    if math.isnan(every):  # it passes every range
+        raise InputError("--every nan: not a number", remedy="give seconds, such as 2")
     if not watch:
         _show(lab.run(_reports(guest)), file, as_json, one=guest is not None)
         return
@@ -81,6 +84,8 @@ def _show(reports: "list[Report]", file: Path | None, as_json: bool, *, one: boo
         for text in (report.problem, report.warning):
             if text:
                 click.echo(f"{report.guest}: {text}", err=True)
+    if one and reports[0].translation is not None:
+        click.echo(reports[0].translation.words)
     if one and reports[0].status is not None:
         _details(reports[0].status, _symbols(file, reports[0].status))
 
@@ -98,34 +103,28 @@ def _symbols(file: Path | None, status: "TranslatorStatus") -> "Symbols | None":
 def _table(reports: "list[Report]") -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table()
-    for heading in ("guest", "host", "placement", "features"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("translated", "traps", "passed", "per second", "of a vCPU"):
-        table.add_column(heading, justify="right")
-    table.add_column("since")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("guest", "host", "placement"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("translated", "per second", "of a vCPU"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for report in reports:
-        translation, found = report.translation, report.status
-        cells = [
-            report.guest,
-            report.host,
-            "none" if translation is None else translation.placement,
-        ]
-        cells.append(" ".join(translation.features) if translation else "")
+        placement, found = report.translation and report.translation.placement, report.status
+        cells = [report.guest, report.host, placement or "none"]
         if found is not None:
-            cells += [
-                str(sum(found.translated.values())), str(found.traps), str(found.passed),
-                f"{found.rate_hz:.0f}", f"{found.busy_share:.1%}",
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since)),
-            ]  # fmt: skip
-        table.add_row(*cells)
+            cells.append(str(sum(found.translated.values())))
+            cells += [f"{found.rate_hz:.0f}", f"{found.busy_share:.1%}"]
+        table.add_row(*map(Text, cells))
     Console(highlight=False).print(table)
     if any(r.translation and r.translation.placement == "inside" for r in reports):
         click.echo("inside: the counters are in the guest, /sys/kernel/debug/isthmus/counters")
 
 
 def _details(status: "TranslatorStatus", symbols: "Symbols | None") -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.since))
+    click.echo(f"since {since}: {status.traps} traps, {status.passed} #UDs of the guest's own")
     _counts("instructions", status.translated)
     _counts("refused by family", status.refused)
     _counts("not reachable from outside (YMM)", status.lacking)
