@@ -97,8 +97,11 @@ def check(
     if as_json:
         click.echo(b"[" + b",".join(to_json(verdict) for verdict in verdicts) + b"]")
     else:
-        for verdict in verdicts:
+        asked = options.replace(translate=True)
+        for host, verdict in zip(hosts, verdicts, strict=True):
             _tell(verdict, guest)
+            if verdict.blocking and not _judge(guest, host, asked).blocking:
+                click.echo("translated it may move, as `isthmus migrate` would do: --translate")
     return 3 if any(verdict.blocking for verdict in verdicts) else 0
 
 
