@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "guest": ("isthmus.cli.guest:guest", "Start, list, show and stop guests."),
     "migrate": ("isthmus.cli.migrate:migrate", "Move a running guest to another host."),
     "status": ("isthmus.cli.status:status", "Find the truth about migrations under way."),
+    "translate": ("isthmus.cli.translate:translate", "Execute for guests what their CPU lacks."),
     "level": ("isthmus.cli.level:level", "Compute the CPU that every host of a pool can honour."),
     "compare": ("isthmus.cli.compare:command", "Show what differs between CPUs, for a guest."),
     "check": ("isthmus.cli.check:check", "Tell beforehand what a guest would notice elsewhere."),

@@ -160,6 +160,10 @@ class Translator:
             processes=tally.processes.shown(),
             rate_hz=round(rate, 3),
             busy_share=round(share, 6),
+            busy_s=round(tally.busy_s, 6),
+            stop_us=tally.stop_ns / 1000,
+            entry=f"{self.vectors.entry:#x}" if self.vectors else "",
+            since=round(tally.since, 3),
         )
 
     async def _stop(self) -> None:
@@ -310,8 +314,8 @@ class Translator:
                 self._busy = True
                 translated = await self._trap(stop)
                 self._busy = False
-                if translated:
-                    self.tally.spent(time.perf_counter_ns() - begun)
+                if translated is not None:
+                    self.tally.spent(time.perf_counter_ns() - begun, translated=translated)
                 in_a_row = in_a_row + 1 if translated is None else 0
                 if in_a_row > SPURIOUS_LIMIT:
                     self.problem = "the guest stops without a #UD, again and again"
@@ -354,9 +358,21 @@ class Translator:
             return False
         if self._holding:
             await self._step_out(requests)
+        elif self.tally.wants_stop:
+            await self._step_timed(requests)
         else:
             self.stub.go(*requests)
         return True
+
+    async def _step_timed(self, requests: list[bytes]) -> None:
+        """Complete a trap by one single step, and count how long QEMU takes to resume and stop."""
+        begun = time.perf_counter_ns()
+        stepped = await self.stub.step(full(self._reader.thread), *requests)
+        if stepped.signal == SIGTRAP:
+            self.tally.stop(time.perf_counter_ns() - begun)
+            self.stub.go()
+        else:  # somebody else stopped the guest in the middle
+            self.standing = stepped.signal
 
     async def _step_out(self, requests: list[bytes]) -> None:
         """Complete a trap by single steps, so that the vCPU stands in the guest's own code.

@@ -17,7 +17,7 @@ from isthmus.translate.outside.status import Tally
 from isthmus.translate.outside.trap import FRAME_BYTES, LONGEST, Trap
 from isthmus.translate.paging import Reached, Refused
 from isthmus.translate.registers import RIP, changes, control_changes
-from isthmus.translate.rsp import Stub, write_memory, write_register
+from isthmus.translate.rsp import Stub, unhex, write_memory, write_register
 from isthmus.translate.vectors import Island, Vectors
 
 _ATTEMPTS = 8  # an instruction may ask for bytes, for an operand twice, and then be done
@@ -120,7 +120,7 @@ class Work:
     async def _lend_x87(self, trap: Trap, vectors: Vectors, thread: bytes) -> None:
         """Find out whether ST(0) is empty: no register of the stub tells, so the CPU says it."""
         fstat, status = self._stub.numbers["fstat"], trap.registers.x87_status
-        await self._step_over(_FXAM, vectors.iretq, thread)
+        await self._delivery.lend(_FXAM, vectors.iretq, thread)
         (answer,) = await self._stub.ask(b"p%x" % fstat)
         found = int.from_bytes(unhex(answer), "little")
         await self._stub.ask(
@@ -192,7 +192,7 @@ class Work:
         piece = run.piece
         before = trap.registers.x87_status
         if run.touched & lib.ISTHMUS_WROTE_X87 and (before ^ int(state.x87_status)) & _TOP:
-            await self._step_over(_FFREE, vectors.iretq, thread)
+            await self._delivery.lend(_FFREE, vectors.iretq, thread)
         requests = changes(state, run, self._stub.numbers, clock=piece == "rdtsc")
         requests += [write_memory(*stored) for stored in operand.stored]
         # RF was set by the fault so that the instruction could be tried again; it has been done.
