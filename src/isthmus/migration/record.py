@@ -47,7 +47,8 @@ class Plan(Value, frozen=True):
     """What a migration sets out to do.
 
     ``spec`` is how Isthmus launches the destination, None where it already waits at its monitor.
-    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder.
+    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder;
+    ``dial`` where the source reaches it, if that is another address.
     ``rewrite``: what to rewrite in the guest before it runs there, or to put back.
     """
 
@@ -61,6 +62,7 @@ class Plan(Value, frozen=True):
     destination_host: str = ""
     created: float = 0.0
     rewrite: RewriteOrder | None = None
+    dial: str = ""
     schema: int = SCHEMA_VERSION
 
 
