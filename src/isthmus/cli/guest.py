@@ -68,7 +68,7 @@ def start(
             cache=cache_folder(),
             progress=lambda text: click.echo(text, err=True),
         )
-        hosts = await lab.hosts(qemu, lab.accelerator(engine))
+        hosts = await lab.hosts(qemu, lab.accelerator(engine), among=(host, *level_with))
         machine = Machine(
             kernel=image.kernel,
             initrd=image.initrd,
@@ -76,7 +76,7 @@ def start(
             memory_mib=memory,
             vcpus=vcpus,
         )
-        pool = [hosts.cpus.offered(model) for model in (host, *level_with)]
+        pool = [hosts.offered(model) for model in (host, *level_with)]
         shown = level(pool).model if level_with else None
         started = await hosts.start(name, host, machine, shown=shown)
         await _up(started.process)

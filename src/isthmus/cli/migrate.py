@@ -89,7 +89,7 @@ async def _by_name(
     from isthmus.values import to_json
 
     known = lab.store().read(guest)
-    hosts = await lab.hosts(qemu, known.spec.accelerator)
+    hosts = await lab.hosts(qemu, known.spec.accelerator, among=(known.host, host))
     verdict = hosts.check(known, host, translate=options.translate, accepted=accepted)
     if not as_json:
         _show_findings(verdict)

@@ -62,7 +62,7 @@ class LabHost(Value, frozen=True):
 
     ``streams``: the ports of this machine's loopback that lead to ``STREAM_PORTS`` in the host, in
     their order; ``restored``: whether it was taken from the cache; ``seconds``: how long its start
-    took; ``kvm``: the modules that are loaded.
+    took; ``kvm``: the modules that are loaded; ``emulator``: what emulates it, with its version.
     """
 
     name: str
@@ -74,6 +74,7 @@ class LabHost(Value, frozen=True):
     kernel: str
     qemu: str
     kvm: str
+    emulator: str = ""
 
     @property
     def folder(self) -> Path:
@@ -159,6 +160,7 @@ async def up(
         streams=outside[1:],
         restored=restored,
         seconds=time.monotonic() - begun,
+        emulator=f"QEMU {qemu.version_text}",
         **facts,
     )
     (folder / "host.json").write_bytes(to_json(host))
@@ -188,6 +190,8 @@ async def down(run: Path) -> list[str]:
         for left in process.mentioning(folder):
             await asyncio.to_thread(left.kill)
         shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run.rmdir()  # noqa: ASYNC240
     return names
 
 

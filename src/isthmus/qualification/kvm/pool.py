@@ -17,7 +17,11 @@ from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
 from isthmus.migration.hosts import Hosts
+from isthmus.places import run_folder
 from isthmus.qualification.kvm.host import GATEWAY, STREAM_PORTS, LabHost
+
+PREFIX = "kvm:"
+"""What the names of lab hosts begin with where hosts are named."""
 
 NESTED = frozenset({"npt", "nrip-save", "svm", "svme-addr-chk", "vmcb-clean", "vmx"})
 """Virtualisation inside the guest: its state cannot be moved to another maker, so no guest has it.
@@ -26,8 +30,13 @@ Linux: Documentation/virt/kvm/x86/running-nested-guests.rst, "Limitations on Lin
 """
 
 
+def lab_folder() -> Path:
+    """Where this user's lab hosts are; no guest has a name that begins with a dot."""
+    return run_folder() / ".kvm"
+
+
 class LabHosts(Hosts):
-    """The lab hosts by name, and the guests on them."""
+    """The lab hosts by name (with :data:`PREFIX`), and the guests on them."""
 
     def __init__(self, hosts: Mapping[str, LabHost], asked: Mapping[str, "Asked"]) -> None:
         first = asked[next(iter(hosts))]
@@ -90,4 +99,5 @@ async def lab_hosts(hosts: Mapping[str, LabHost], store: GuestStore) -> LabHosts
         return Asked(qemu, await read_cpus(qemu, Accelerator.KVM), store)
 
     answers = await asyncio.gather(*(ask(host) for host in hosts.values()))
-    return LabHosts(hosts, dict(zip(hosts, answers, strict=True)))
+    named = {PREFIX + name: host for name, host in hosts.items()}
+    return LabHosts(named, dict(zip(named, answers, strict=True)))
