@@ -10,10 +10,12 @@ ports of the others are (QEMU docs, "Network emulation", user mode).
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,16 +28,19 @@ from isthmus.hypervisor.qemu.binary import QemuBinary
 from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.hypervisor.qemu.process import QemuProcess
 from isthmus.hypervisor.qemu.stream import read_transfer
+from isthmus.qualification.kvm.bochs import Bochs, boot_cd, find_bochs, network, settings
 from isthmus.qualification.kvm.channel import AgentGoneError, Channel
 from isthmus.qualification.kvm.image import AGENT_PORT, HostImage
 from isthmus.qualification.store import key_of
 from isthmus.values import Value, from_json, read_value, to_json
 
 MEMORY_MIB = 1024
-BOOT_TIMEOUT_S = 180.0
+BOOT_TIMEOUT_S = 600.0
 RECIPE = "1"  # a change in how a host is started that older frozen ones do not have
 STREAM_PORTS = tuple(range(4440, 4448))
 """Where QEMUs in a host listen for guests that come."""
+
+MAC = "52:54:00:12:34:58"
 
 GATEWAY = "10.0.2.2"
 """This machine as a lab host sees it."""
@@ -131,24 +136,35 @@ async def up(
     process.private_directory(folder)
     begun = time.monotonic()
     frozen = cache / "frozen" / f"{model.name}-{_key(model, image, qemu)}"
-    restored = (frozen / "state").exists()
+    restored = model.emulator == "qemu" and (frozen / "state").exists()
     progress(f"{model.name}: {'waking' if restored else 'booting'}")
     token = _token(frozen) if restored else secrets.token_hex(16)
     outside = _free_ports(1 + len(STREAM_PORTS))
+    forwards = dict(zip(outside, (AGENT_PORT, *STREAM_PORTS), strict=True))
     channel = Channel(model.name, outside[0], token)
     channel.write(folder)
     _write_program(folder)
-    command = _command(model, image, qemu, folder, outside, token)
-    if restored:
-        command += ["-incoming", f"exec:cat {shlex.quote(str(frozen / 'state'))}"]
-    running = await process.launch(command, folder, lives_with_parent=lives_with_parent)
+    # A lab host has no secrets to defend, and defences are slow to emulate.
+    words = f"console=ttyS0 quiet mitigations=off isthmus.token={token} isthmus.host={model.name}"
+    if model.emulator == "bochs":
+        emulator = await asyncio.to_thread(find_bochs, cache, progress)
+        version = f"Bochs {emulator.version}"
+        running = await asyncio.to_thread(
+            _start_bochs, emulator, model, image, folder, forwards, words, cache, lives_with_parent
+        )
+    else:
+        version = f"QEMU {qemu.version_text}"
+        command = _command(model, image, qemu, folder, forwards, words)
+        if restored:
+            command += ["-incoming", f"exec:cat {shlex.quote(str(frozen / 'state'))}"]
+        running = await process.launch(command, folder, lives_with_parent=lives_with_parent)
     try:
         if restored:
             await _wake(running)
         await _answering(running, channel)
         await channel.set_clock(time.time())
         facts = await _facts(channel)
-        if not restored:
+        if model.emulator == "qemu" and not restored:
             await _freeze(running, frozen, token, model.name)
     except BaseException:
         await asyncio.to_thread(running.kill)
@@ -160,7 +176,7 @@ async def up(
         streams=outside[1:],
         restored=restored,
         seconds=time.monotonic() - begun,
-        emulator=f"QEMU {qemu.version_text}",
+        emulator=version,
         **facts,
     )
     (folder / "host.json").write_bytes(to_json(host))
@@ -204,15 +220,12 @@ def _command(
     image: HostImage,
     qemu: QemuBinary,
     folder: Path,
-    outside: tuple[int, ...],
-    token: str,
+    forwards: Mapping[int, int],
+    words: str,
 ) -> list[str]:
-    forwards = "".join(
-        f",hostfwd=tcp:127.0.0.1:{here}-10.0.2.15:{there}"
-        for here, there in zip(outside, (AGENT_PORT, *STREAM_PORTS), strict=True)
+    ports = "".join(
+        f",hostfwd=tcp:127.0.0.1:{here}-10.0.2.15:{there}" for here, there in forwards.items()
     )
-    # A lab host has no secrets to defend, and defences are slow to emulate.
-    words = f"console=ttyS0 quiet mitigations=off isthmus.token={token} isthmus.host={model.name}"
     return [
         str(qemu.path), "-name", f"guest=lab-{model.name}", "-no-user-config", "-nodefaults",
         "-display", "none", "-machine", "pc", "-accel", "tcg,thread=single", "-cpu", model.cpu,
@@ -220,10 +233,45 @@ def _command(
         "-chardev", f"socket,id=qmp,path={folder / 'qmp.sock'},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"file,id=console,path={folder / 'console.log'}", "-serial", "chardev:console",
-        "-netdev", f"user,id=net{forwards}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", f"user,id=net{ports}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", words,
     ]  # fmt: skip
+
+
+def _start_bochs(
+    bochs: Bochs,
+    model: HostModel,
+    image: HostImage,
+    folder: Path,
+    forwards: Mapping[int, int],
+    words: str,
+    cache: Path,
+    lives_with_parent: bool,
+) -> QemuProcess:
+    """Start Bochs; it has no monitor, so nothing of it but its process is used."""
+    cd = boot_cd(image, words, cache=cache, scratch=folder, progress=lambda _: None)
+    script = folder / "network.conf"
+    script.write_text(network(forwards), encoding="ascii")
+    bochsrc = folder / "bochsrc"
+    bochsrc.write_text(
+        settings(bochs, cd, model.cpu, MEMORY_MIB, MAC, folder, script), encoding="utf-8"
+    )
+    # Debian's Bochs has its debugger built in, which waits for the order to go on.
+    orders = folder / "orders"
+    orders.write_text("c\n", encoding="ascii")
+    command = bochs.command(bochsrc, orders)
+    if lives_with_parent:
+        command = ["setpriv", "--pdeathsig", "KILL", *command]
+    with (folder / "qemu.log").open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder,
+            env=os.environ | dict(bochs.environment),
+        )  # fmt: skip
+    return QemuProcess(
+        identity=process.ProcessIdentity.of(child.pid), directory=folder, command=tuple(command)
+    )
 
 
 def _write_program(folder: Path) -> None:

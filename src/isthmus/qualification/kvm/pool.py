@@ -94,9 +94,15 @@ async def lab_hosts(hosts: Mapping[str, LabHost], store: GuestStore) -> LabHosts
     if not hosts:
         raise InputError("no lab host is up", remedy="isthmus lab kvm up")
 
+    # What QEMU's models are defined as is the same on all; asking the quickest host suffices.
+    quickest = min(hosts.values(), key=lambda host: host.seconds)
+    order = sorted(hosts, key=lambda name: hosts[name] is not quickest)
+    hosts = {name: hosts[name] for name in order}
+
     async def ask(host: LabHost) -> Asked:
         qemu = await asyncio.to_thread(find_qemu, str(host.program))
-        return Asked(qemu, await read_cpus(qemu, Accelerator.KVM), store)
+        names = None if host is quickest else ("host",)
+        return Asked(qemu, await read_cpus(qemu, Accelerator.KVM, names), store)
 
     answers = await asyncio.gather(*(ask(host) for host in hosts.values()))
     named = {PREFIX + name: host for name, host in hosts.items()}

@@ -9,6 +9,9 @@ nothing is ever unpacked to a path that the package chose.
 
 import contextlib
 import hashlib
+import os
+import platform
+import pwd
 import re
 import shutil
 import subprocess
@@ -25,6 +28,9 @@ MAX_MEMBER_BYTES = 256 << 20
 MAX_MEMBERS = 200_000
 APT_TIMEOUT_S = 60
 DOWNLOAD_TIMEOUT_S = 900
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Debian's keys, where its package puts them (debian-archive-keyring)."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -40,6 +46,15 @@ class Package(Value, frozen=True):
     sha256: str
     depends: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+
+
+class Lists(Value, frozen=True):
+    """Package lists to read: options for apt; none for those of this machine."""
+
+    options: tuple[str, ...] = ()
+
+
+HERE = Lists()
 
 
 class Archive:
@@ -118,7 +133,62 @@ def _named(field: str) -> tuple[str, ...]:
     )
 
 
-def with_needs(roots: Collection[str], wanted: Callable[[str], bool]) -> tuple[Package, ...]:
+def of_suite(suite: str, folder: Path) -> Lists | None:
+    """The lists of another suite of this machine's own distribution, fetched into ``folder``.
+
+    Nothing of this machine is changed.  None where they cannot be had.
+
+    :param suite: for example ``trixie``.
+    """
+    if not _NAME.fullmatch(suite):
+        raise InputError(f"{suite}: not the name of a suite")
+    archive = _archive()
+    if archive is None:
+        return None
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    keys = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+    sources = folder / "sources.list"
+    sources.write_text(f"deb {keys}{archive} {suite} main\n", encoding="utf-8")
+    lists = Lists(
+        options=tuple(
+            word
+            for setting in (
+                f"Dir::State::lists={folder / 'lists'}",
+                f"Dir::Cache={folder / 'cache'}",
+                f"Dir::Etc::sourcelist={sources}",
+                "Dir::Etc::sourceparts=/dev/null",
+                "Acquire::Languages=none",
+                # As root apt would become another user, who cannot write into our folder.
+                f"APT::Sandbox::User={pwd.getpwuid(os.geteuid()).pw_name}",
+            )
+            for word in ("-o", setting)
+        )
+    )
+    fetched = any((folder / "lists").glob("*_Packages*"))
+    if not fetched:
+        done = _run(["apt-get", "-q", *lists.options, "update"], cwd=None, timeout=APT_TIMEOUT_S)
+        fetched = done.returncode == 0 and any((folder / "lists").glob("*_Packages*"))
+    return lists if fetched else None
+
+
+def _archive() -> str | None:
+    """The address that this machine's apt has for its own distribution."""
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    rows = _apt(
+        "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        "Created-By: Packages",
+    )  # fmt: skip
+    for row in rows.splitlines():
+        address, _, rest = row.partition(" ")
+        if rest == f"{release} main":
+            return address
+    return None
+
+
+def with_needs(
+    roots: Collection[str], wanted: Callable[[str], bool], *, lists: Lists = HERE
+) -> tuple[Package, ...]:
     """The packages ``roots`` and all that they need, by name; only what is ``wanted`` is followed.
 
     A name that no package has (a virtual package) is left out.
@@ -130,7 +200,9 @@ def with_needs(roots: Collection[str], wanted: Callable[[str], bool]) -> tuple[P
     waiting = set(roots)
     while waiting:
         asked |= waiting
-        text = _apt("apt-cache", "show", "--no-all-versions", *sorted(waiting), partly=True)
+        text = _apt(
+            "apt-cache", *lists.options, "show", "--no-all-versions", *sorted(waiting), partly=True
+        )
         for stanza in text.split("\n\n"):
             package = _package(stanza)
             if package is not None and package.name in waiting:
@@ -176,7 +248,7 @@ def opened(package: Package, *, scratch: Path) -> Iterator[Archive]:
 
 
 def each_opened(
-    chosen: Collection[Package], *, scratch: Path
+    chosen: Collection[Package], *, scratch: Path, lists: Lists = HERE
 ) -> Generator[tuple[Package, Archive], None, None]:
     """Download packages with one call of apt, and open them one after the other.
 
@@ -184,7 +256,7 @@ def each_opened(
     """
     with tempfile.TemporaryDirectory(prefix="package-", dir=scratch) as name:
         folder = Path(name)
-        files = _download(chosen, folder)
+        files = _download(chosen, folder, lists)
         for package in chosen:
             try:
                 spool = _unwrapped(files[package.sha256], folder / "content.tar")
@@ -201,12 +273,18 @@ def each_opened(
                 ) from error
 
 
-def _download(chosen: Collection[Package], folder: Path) -> dict[str, Path]:
+def _download(chosen: Collection[Package], folder: Path, lists: Lists) -> dict[str, Path]:
     """The packages' files by their SHA-256, which is the promised one."""
     # In its own folder apt needs no root; as root it only warns that its sandbox user cannot
     # write there.
     done = _run(
-        ["apt-get", "-q", "download", *(f"{one.name}={one.version}" for one in chosen)],
+        [
+            "apt-get",
+            "-q",
+            *lists.options,
+            "download",
+            *(f"{one.name}={one.version}" for one in chosen),
+        ],
         cwd=folder,
         timeout=DOWNLOAD_TIMEOUT_S,
     )

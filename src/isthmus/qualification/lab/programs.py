@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isthmus.errors import InputError
 from isthmus.qualification.lab import packages
-from isthmus.qualification.lab.packages import Package
+from isthmus.qualification.lab.packages import HERE, Lists, Package
 from isthmus.values import Value
 
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
@@ -26,16 +26,21 @@ class Linkage(Value, frozen=True):
     interpreter: str = ""
 
 
-def needed_packages(roots: Collection[str]) -> tuple[Package, ...]:
+def needed_packages(roots: Collection[str], *, lists: Lists = HERE) -> tuple[Package, ...]:
     """The packages ``roots`` and the packages of libraries below them.
 
     :raises EnvironmentLackError: apt's lists do not have them.
     """
-    return packages.with_needs(roots, lambda name: "lib" in name or name in roots)
+    return packages.with_needs(roots, lambda name: "lib" in name or name in roots, lists=lists)
 
 
 def files(
-    chosen: Collection[Package], programs: Collection[str], data: Collection[str], *, scratch: Path
+    chosen: Collection[Package],
+    programs: Collection[str],
+    data: Collection[str],
+    *,
+    scratch: Path,
+    lists: Lists = HERE,
 ) -> dict[str, bytes]:
     """The named ``programs`` and ``data`` files of packages, and the programs' libraries.
 
@@ -47,7 +52,7 @@ def files(
     """
     found: dict[str, bytes] = {}
     libraries: dict[str, bytes] = {}
-    for _, archive in packages.each_opened(chosen, scratch=scratch):
+    for _, archive in packages.each_opened(chosen, scratch=scratch, lists=lists):
         for name in archive.names:
             if name in programs or name in data:
                 found[name] = archive.read(name)
