@@ -1,20 +1,13 @@
 """Guests on hosts with real KVM: emulated AMD machines with kvm_amd, and live moves over TCP."""
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from kvm_lab import Lab, lab_of
 
-from isthmus.hypervisor.qemu import process
-from isthmus.places import cache_folder
 from isthmus.qualification.lab import packages
-from isthmus.qualification.payload.verdict import Verdict, judge
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -22,55 +15,12 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 NEWER, OLDER = "kvm:phenom", "kvm:opteron2"
 
 
-class Lab:
-    """The command line with folders of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.run = folder / "run"
-
-    def isthmus(self, *arguments: str, status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", "from isthmus.cli.main import main; main()", *arguments],
-            env=os.environ
-            | {
-                "ISTHMUS_RUN": str(self.run),
-                "ISTHMUS_STATE": str(self.folder / "state"),
-                "ISTHMUS_CACHE": str(cache_folder()),
-            },
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
-
-    def verdict(self, guest: str) -> Verdict:
-        """The payload's judgement of its life so far."""
-        (state,) = [
-            each for each in json.loads(self.isthmus("guest", "list", "--json"))
-            if each["name"] == guest
-        ]  # fmt: skip
-        return judge([Path(stream).read_bytes() for stream in state["streams"]])
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     if packages.find("qemu-system-x86") is None:
         pytest.skip("apt's lists have no package qemu-system-x86, which lab hosts are made of")
-    with tempfile.TemporaryDirectory(prefix="is-") as name:
-        lab = Lab(Path(name))
-        try:
-            lab.isthmus("lab", "kvm", "up", *(host.removeprefix("kvm:") for host in (NEWER, OLDER)))
-            yield lab
-        finally:
-            lab.isthmus("lab", "kvm", "down")
-            left = process.mentioning(Path(name))
-            for each in left:
-                each.kill()
-            assert not left, "down leaves no process behind"
+    with lab_of(NEWER, OLDER) as up:
+        yield up
 
 
 def test_both_have_kvm_and_tell_their_versions(lab: Lab) -> None:

@@ -33,6 +33,9 @@ def guest() -> None:
 @click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 16))
 @click.option("--kernel", metavar="KERNEL", help="A series (6.12), a package or a vmlinuz.")
 @click.option("--test", default="all", show_default=True, help="Instruction groups to test.")
+@click.option(
+    "--clock", metavar="SOURCE", help="Its clock source; tsc, but on lab hosts kvm-clock."
+)
 @lab.engine_option
 @lab.qemu_option
 @lab.json_option
@@ -44,6 +47,7 @@ def start(
     vcpus: int,
     kernel: str | None,
     test: str,
+    clock: str | None,
     engine: str,
     qemu: str,
     as_json: bool,
@@ -72,7 +76,11 @@ def start(
         machine = Machine(
             kernel=image.kernel,
             initrd=image.initrd,
-            command_line=command_line({"test": test}),
+            # Hosts of two makers have time stamp counters of two speeds.
+            command_line=command_line(
+                {"test": test},
+                clock=clock or ("kvm-clock" if host.startswith(lab.LAB_PREFIX) else "tsc"),
+            ),
             memory_mib=memory,
             vcpus=vcpus,
         )
