@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),
     "run": ("isthmus.cli.run:run", "Run a program with instructions that this CPU lacks."),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
+    "lab": ("isthmus.cli.lab_kvm:lab", "Start and stop emulated hosts that have real KVM."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),
     "completion": ("isthmus.cli.completion:completion", "Print the completion script of a shell."),
 }

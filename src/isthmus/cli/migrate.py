@@ -102,7 +102,7 @@ async def _by_name(
     from isthmus.values import to_json
 
     known = lab.store().read(guest)
-    hosts = await lab.hosts(qemu, known.spec.accelerator)
+    hosts = await lab.hosts(qemu, known.spec.accelerator, among=(known.host, host))
     by = served(known, translate=options.translate is not False)
     verdict = hosts.check(known, host, translate=options.translate is not False, accepted=accepted)
     translation = translation_for(known, verdict, by)

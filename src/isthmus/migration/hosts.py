@@ -62,6 +62,26 @@ class Hosts:
         self.cpus = cpus
         self.store = store
 
+    def offered(self, host: str) -> CpuModel:
+        """What ``host`` can show a guest; raises :class:`InputError` for an unknown one."""
+        return self.cpus.offered(host)
+
+    def hypervisor(self, host: str) -> QemuBinary:  # noqa: ARG002 (one QEMU plays them all)
+        """The QEMU of ``host``."""
+        return self.qemu
+
+    def program(self, host: str, home: Path) -> Path:  # noqa: ARG002
+        """The QEMU that takes over a guest on ``host`` whose QEMU so far is ``home``."""
+        return home
+
+    def way(self, host: str, folder: Path, channel: str) -> tuple[str, str]:  # noqa: ARG002
+        """Where a guest that comes to ``host`` is received, and where its source has to dial.
+
+        :param folder: of the process that will receive it; ``channel`` as in the options of a move.
+        :returns: addresses as QEMU writes them; the second is empty if it is the first.
+        """
+        return "tcp:127.0.0.1:0" if channel == "tcp" else f"unix:{folder / 'stream.sock'}", ""
+
     async def start(
         self,
         name: str,
@@ -82,16 +102,16 @@ class Hosts:
             raise InputError(
                 f"{name}: there is a guest of that name", remedy=f"isthmus guest stop {name}"
             )
-        offer = self.cpus.offered(host)
+        offer = self.offered(host)
         shown = shown or offer
         if missing := sorted(shown.features - offer.features):
             raise InputError(
                 f"{host} does not offer {', '.join(missing)}", remedy="level for this host, too"
             )
         spec = LaunchSpec(
-            qemu=self.qemu.path,
+            qemu=self.hypervisor(host).path,
             accelerator=self.accelerator,
-            machine=versioned_pc_machine(self.qemu),
+            machine=versioned_pc_machine(self.hypervisor(host)),
             cpu=cpu_argument(shown, self.cpus.named),
             vcpus=machine.vcpus,
             memory_mib=machine.memory_mib,
@@ -139,7 +159,7 @@ class Hosts:
             guest.name,
             evidence,
             guest.host,
-            self.cpus.offered(host),
+            self.offered(host),
             translatable=by.covered,
             accepted=accepted,
             hypervisor=self.accelerator.value,
@@ -199,11 +219,12 @@ class Hosts:
                 born=guest.shown.features,
                 # Without the wish to rewrite, all is put back: as if nothing were missing.
                 features=verdict.shown.features if options.rewrite else guest.shown.features,
-                maker=self.cpus.offered(host).vendor if options.rewrite else guest.shown.vendor,
+                maker=self.offered(host).vendor if options.rewrite else guest.shown.vendor,
                 memory_mib=guest.spec.memory_mib,
                 kernel=guest.spec.kernel,
                 prior=guest.rewritten,
             )
+        channel, dial = self.way(host, folder, options.channel)
         return Plan(
             id=new_id(),
             guest=guest.name,
@@ -214,11 +235,12 @@ class Hosts:
                 directory=folder,
                 translator=folder if outside else None,
             ),
-            channel="tcp:127.0.0.1:0"
-            if options.channel == "tcp"
-            else f"unix:{folder / 'stream.sock'}",
+            channel=channel,
+            dial=dial,
             spec=msgspec.structs.replace(
-                guest.spec, cpu=cpu_argument(verdict.shown, self.cpus.named)
+                guest.spec,
+                qemu=self.program(host, guest.spec.qemu),
+                cpu=cpu_argument(verdict.shown, self.cpus.named),
             ),
             source_host=guest.host,
             destination_host=host,

@@ -48,7 +48,8 @@ class Plan(Value, frozen=True):
     """What a migration sets out to do.
 
     ``spec`` is how Isthmus launches the destination, None where it already waits at its monitor.
-    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder.
+    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder;
+    ``dial`` where the source reaches it, if that is another address.
     ``rewrite``: what to rewrite in the guest before it runs there, or to put back;
     ``translation``: what is translated for it there, and by which placement, None: nothing.
     """
@@ -64,6 +65,7 @@ class Plan(Value, frozen=True):
     created: float = 0.0
     rewrite: RewriteOrder | None = None
     translation: Translation | None = None
+    dial: str = ""
     schema: int = SCHEMA_VERSION
 
 
