@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "targets": ("isthmus.cli.targets:targets", "Tell which hosts could take a guest, best first."),
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),
     "run": ("isthmus.cli.run:run", "Run a program with instructions that this CPU lacks."),
+    "xen-filter": (
+        "isthmus.cli.xen_filter:xen_filter",
+        "Check and rewrite a Xen migration stream on its way.",
+    ),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),
     "completion": ("isthmus.cli.completion:completion", "Print the completion script of a shell."),
