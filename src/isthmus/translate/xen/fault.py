@@ -1,6 +1,6 @@
 """What is wrong with a stream, in one line: where, in which record, which field."""
 
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NoReturn, Self
 
 from isthmus.errors import IsthmusError
 
@@ -12,18 +12,21 @@ RESUMES = (
 class StreamError(IsthmusError):
     """The stream is not one that Xen's destination may be given.
 
-    :param offset: of the record's first byte in the stream that came in.
-    :param record: its name, or what stood in its place.
-    :param reason: which field, what it holds, what it should.
+    ``offset``: of the record's first byte in the stream that came in; ``record``: its name, or what
+    stood in its place; ``reason``: which field, what it holds, what it should.
     """
 
     exit_code: ClassVar[int] = 1
+    offset = 0
+    record = ""
+    reason = ""
 
-    def __init__(self, offset: int, record: str, reason: str) -> None:
-        super().__init__(f"Xen stream, offset {offset:#x}, {record}: {reason}", remedy=RESUMES)
-        self.offset = offset
-        self.record = record
-        self.reason = reason
+    @classmethod
+    def at(cls, offset: int, record: str, reason: str) -> Self:
+        """The error with its place."""
+        error = cls(f"Xen stream, offset {offset:#x}, {record}: {reason}", remedy=RESUMES)
+        error.offset, error.record, error.reason = offset, record, reason
+        return error
 
 
 class BodyError(Exception):

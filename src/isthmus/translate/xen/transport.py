@@ -21,6 +21,7 @@ import os
 import select
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from isthmus.errors import EnvironmentLackError, HypervisorError
 from isthmus.translate.xen.fault import RESUMES, StreamError
@@ -33,6 +34,24 @@ PIPE_BYTES = 1 << 20
 
 ENDING_S = 30.0
 """How long a receiver may take to end after its stream was cut; ``xl`` needs a second or two."""
+
+
+class Channel(Protocol):
+    """What the walk's steps need of a way from source to sink; ``taken`` counts what left it."""
+
+    taken: int
+
+    def take(self, count: int, /) -> bytes | None:
+        """Exactly ``count`` bytes; None if the input ends before."""
+
+    def give(self, data: bytes | bytearray, /) -> None:
+        """Write all of ``data``."""
+
+    def move(self, count: int, /) -> bool:
+        """Let ``count`` bytes pass; False if the input ends before."""
+
+    def rest(self) -> None:
+        """Let everything pass until the input ends."""
 
 
 class Pump:
@@ -109,7 +128,7 @@ class Pump:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-def filtered(pump: Pump, rules: tuple[Rule, ...], report: Report, *, to: str) -> Summary:
+def filtered(pump: Channel, rules: tuple[Rule, ...], report: Report, *, to: str) -> Summary:
     """Send one stream through ``pump``, checked and rewritten, up to the end of the input.
 
     :raises StreamError: the stream is wrong, or ends before its END.
@@ -125,7 +144,7 @@ def filtered(pump: Pump, rules: tuple[Rule, ...], report: Report, *, to: str) ->
         ) from error
 
 
-def _driven(walk: Walk, pump: Pump, report: Report, to: str) -> Summary:
+def _driven(walk: Walk, pump: Channel, report: Report, to: str) -> Summary:
     steps = walk.run()
     summary: Summary | None = None
     sent: bytes | None = None
@@ -156,7 +175,7 @@ def _driven(walk: Walk, pump: Pump, report: Report, to: str) -> Summary:
     return summary
 
 
-def _summary(walk: Walk, pump: Pump, report: Report, to: str) -> Summary:
+def _summary(walk: Walk, pump: Channel, report: Report, to: str) -> Summary:
     return Summary(
         guest=walk.guest,
         xen=walk.xen,
@@ -168,8 +187,8 @@ def _summary(walk: Walk, pump: Pump, report: Report, to: str) -> Summary:
     )
 
 
-def _cut(walk: Walk, pump: Pump) -> StreamError:
-    return StreamError(
+def _cut(walk: Walk, pump: Channel) -> StreamError:
+    return StreamError.at(
         walk.start, walk.record, f"the stream ends at {pump.taken:#x}, before its END"
     )
 

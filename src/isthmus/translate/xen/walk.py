@@ -106,7 +106,7 @@ class Walk:
         try:
             yield from self._stream()
         except BodyError as error:
-            raise StreamError(self.start, self.record, str(error)) from error
+            raise StreamError.at(self.start, self.record, str(error)) from error
 
     def _take(self, count: int) -> Taking:
         data = yield Take(count)
