@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("isthmus.cli.explain:explain", "Explain an error message about CPUs and moves."),
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),
     "run": ("isthmus.cli.run:run", "Run a program with instructions that this CPU lacks."),
+    "xen-filter": (
+        "isthmus.cli.xen_filter:xen_filter",
+        "Check and rewrite a Xen migration stream on its way.",
+    ),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
     "lab": ("isthmus.cli.lab_kvm:lab", "Start and stop emulated hosts that have real KVM."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),
