@@ -31,12 +31,22 @@ setup(
             # The handler may lean on nothing: not on FS (stack protector), not on the C library's
             # copying (fortified or not), not on the loader (lazy binding).
             extra_compile_args=[
-                "-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra",
-                "-fno-stack-protector", "-U_FORTIFY_SOURCE", "-ftls-model=initial-exec",
+                "-std=gnu11",
+                "-O2",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-fno-stack-protector",
+                "-U_FORTIFY_SOURCE",
+                "-ftls-model=initial-exec",
                 "-fno-tree-loop-distribute-patterns",
             ],
             extra_link_args=[
-                "-Wl,-z,initfirst", "-Wl,-z,now", "-Wl,-z,defs", "-ldl", "-lpthread",
+                "-Wl,-z,initfirst",
+                "-Wl,-z,now",
+                "-Wl,-z,defs",
+                "-ldl",
+                "-lpthread",
             ],
         )
     ],

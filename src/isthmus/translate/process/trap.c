@@ -232,17 +232,37 @@ static bool meant(const uint8_t *code, size_t available)
 }
 
 /* Whether a #UD that is not ours is worth another attempt: another thread may have written the code anew
- * between the trap and our look at it.  The same bytes at the same place trap a second time for good. */
+ * between the trap and our look at it.  Bytes that trap ENOUGH times in a row at one place mean it; they
+ * are remembered, so that this is paid once. */
+enum { PLACES = 256, ENOUGH = 64 };
+static uint64_t doubted[PLACES]; /* a print of place and bytes, and in the low byte how often */
+
+static uint64_t *doubt_of(uint64_t rip)
+{
+    return &doubted[(rip ^ rip >> 8) % PLACES];
+}
+
 static bool try_again(uint64_t rip, const uint8_t *code, size_t available)
 {
-    static uint64_t seen[256];
-    uint64_t print = rip * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    uint64_t print = rip * UINT64_C(0x9e3779b97f4a7c15), *place = doubt_of(rip);
     if (meant(code, available))
         return false;
     for (size_t i = 0; i < available && i < LONGEST; i++)
         print = (print ^ code[i]) * UINT64_C(0x100000001b3);
-    uint64_t *place = &seen[(rip ^ rip >> 8) % 256];
-    return __atomic_exchange_n(place, print, __ATOMIC_RELAXED) != print;
+    print |= 0xff;
+    uint64_t before = __atomic_load_n(place, __ATOMIC_RELAXED);
+    unsigned times = (before | 0xff) == print ? before & 0xff : 0;
+    if (times == ENOUGH)
+        return false;
+    __atomic_store_n(place, (print & ~UINT64_C(0xff)) + times + 1, __ATOMIC_RELAXED);
+    return true;
+}
+
+/* The code is such that something else may stand there by and by. */
+static void forget_doubt(uint64_t rip)
+{
+    if (__atomic_load_n(doubt_of(rip), __ATOMIC_RELAXED))
+        __atomic_store_n(doubt_of(rip), 0, __ATOMIC_RELAXED);
 }
 
 /* One instruction; false where its code is no more there, or goes on where nothing can be executed. */
@@ -329,6 +349,7 @@ static void on_sigill(int number, siginfo_t *information, void *data)
         return;
     }
     count_trap();
+    forget_doubt((uint64_t)context->uc_mcontext.gregs[REG_RIP]);
     machine.rflags &= ~(uint64_t)RF; /* set by the fault, so that the instruction be tried again */
     give_state(&machine, &all, context);
     if (machine.rflags & TF) {
