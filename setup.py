@@ -9,11 +9,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 CORE = "src/isthmus/translate/core"
+PROCESS = "src/isthmus/translate/process"
 
 
-def core(suffix: str) -> list[str]:
-    """The core's files of a kind, by the paths from here that setuptools wants."""
-    return sorted(f"{CORE}/{path.name}" for path in Path(CORE).glob(f"*.{suffix}"))
+def files(folder: str, suffix: str) -> list[str]:
+    """A folder's files of a kind, by the paths from here that setuptools wants."""
+    return sorted(f"{folder}/{path.name}" for path in Path(folder).glob(f"*.{suffix}"))
 
 
 setup(
@@ -24,11 +25,29 @@ setup(
     ext_modules=[
         Extension(
             "isthmus.translate._preload",
-            sources=["src/isthmus/translate/preload.c", *core("c")],
+            sources=[*files(PROCESS, "c"), *files(CORE, "c")],
             include_dirs=[CORE],
-            depends=[*core("h"), *core("inc")],
-            extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
-            extra_link_args=["-Wl,-z,initfirst", "-Wl,-z,defs", "-ldl", "-lpthread"],
+            depends=[*files(PROCESS, "h"), *files(CORE, "h"), *files(CORE, "inc")],
+            # The handler may lean on nothing: not on FS (stack protector), not on the C library's
+            # copying (fortified or not), not on the loader (lazy binding).
+            extra_compile_args=[
+                "-std=gnu11",
+                "-O2",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-fno-stack-protector",
+                "-U_FORTIFY_SOURCE",
+                "-ftls-model=initial-exec",
+                "-fno-tree-loop-distribute-patterns",
+            ],
+            extra_link_args=[
+                "-Wl,-z,initfirst",
+                "-Wl,-z,now",
+                "-Wl,-z,defs",
+                "-ldl",
+                "-lpthread",
+            ],
         )
     ],
 )

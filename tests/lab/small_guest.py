@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from isthmus.hypervisor.qemu.binary import find_qemu
-from isthmus.translate.outside import Translator
+from isthmus.translate.outside import Lookout, Translator
 from isthmus.translate.registers import Registers
 from isthmus.translate.rsp import Stub, write_memory, write_register
 
@@ -16,14 +16,19 @@ TRAP_GUEST = Path(__file__).parents[2] / "bench" / "trap_guest.S"
 RBX = 1
 
 
-def firmware(source: Path, folder: Path) -> Path:
-    """Assemble a guest of one page into a firmware image."""
+def assembled(source: Path, folder: Path) -> bytes:
+    """The code of an assembler file."""
     subprocess.run(["gcc", "-c", "-o", folder / "o", source], check=True)
     subprocess.run(
         ["objcopy", "-O", "binary", "-j", ".text", folder / "o", folder / "bin"], check=True
     )
+    return (folder / "bin").read_bytes()
+
+
+def firmware(source: Path, folder: Path) -> Path:
+    """Assemble a guest of one page into a firmware image."""
     path = folder / "rom"
-    path.write_bytes((folder / "bin").read_bytes().ljust(0x1000, b"\0").rjust(64 << 10, b"\xf4"))
+    path.write_bytes(assembled(source, folder).ljust(0x1000, b"\0").rjust(64 << 10, b"\xf4"))
     return path
 
 
@@ -38,11 +43,12 @@ class SmallGuest:
     """One running small kernel, its stub and its translator."""
 
     FRAME, AREA = 0x9000, 0x10000
+    DOOR = 0xFFFFF163  # where it waits for RBX
     USER, USER32, KERNEL = (0x2B, 0x23), (0x43, 0x23), (0x18, 0x10)
 
-    def __init__(self, stub: Stub) -> None:
+    def __init__(self, stub: Stub, lookout: Lookout) -> None:
         self.stub = stub
-        self.translator = Translator(stub)
+        self.translator = Translator(stub, lookout)
 
     async def write(self, address: int, data: bytes) -> None:
         for at in range(0, len(data), 0x200):
@@ -100,13 +106,16 @@ async def small_guest(image: Path, home: Path, *options: str, cpu: str = "Penryn
             "-chardev", f"socket,id=gdb,path={home}/gdb.sock,server=on,wait=off",
             "-gdb", "chardev:gdb",
             "-chardev", f"socket,id=qmp,path={home}/qmp.sock,server=on,wait=off",
-            "-mon", "chardev=qmp,mode=control", *options,
+            "-mon", "chardev=qmp,mode=control",
+            "-chardev", f"socket,id=look,path={home}/look.sock,server=on,wait=off",
+            "-mon", "chardev=look,mode=control", *options,
         ],
     )  # fmt: skip
     try:
-        await until((home / "qmp.sock").exists)
+        await until((home / "look.sock").exists)
         await asyncio.sleep(0.4)  # the guest walks into its loop
-        guest = SmallGuest(await Stub.connect(home / "gdb.sock"))
+        stub = await Stub.connect(home / "gdb.sock")
+        guest = SmallGuest(stub, Lookout(home / "look.sock"))
         await guest.translator.arm()
         yield guest
         await guest.stub.close()

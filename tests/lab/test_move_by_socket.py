@@ -108,6 +108,13 @@ async def test_a_destination_that_does_not_wait(folder: Path) -> None:
     assert await state(here) == "running"
 
 
+def test_the_translator_by_name_is_refused_not_ignored(folder: Path) -> None:
+    done = migrate(folder, "--qmp", folder / "a", "--to-qmp", folder / "b", "--translate")
+    assert done.returncode == 3
+    assert "cannot be translated" in done.stderr
+    assert "--translate" in done.stderr
+
+
 def test_no_monitor_there(folder: Path) -> None:
     done = migrate(folder, "--qmp", folder / "a", "--to-qmp", folder / "b")
     assert done.returncode == 1

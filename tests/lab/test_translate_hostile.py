@@ -6,7 +6,7 @@ It never crashes, never stalls, and never writes where the guest's own CPU could
 import asyncio
 
 import pytest
-from small_guest import SMALL_KERNEL, SmallGuest, firmware, small_guest
+from small_guest import SMALL_KERNEL, SmallGuest, assembled, firmware, small_guest
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(60)]
 
@@ -156,16 +156,49 @@ async def test_a_rom_may_be_read(guest):
     assert (await guest.registers()).general[RAX] == int.from_bytes(first, "little").bit_count()
 
 
-@pytest.mark.parametrize("top", [APIC, ROM, NOWHERE, 0x20000])
-async def test_page_tables_that_are_none_do_no_harm(guest, top):
-    """A directory in a device, in a ROM, nowhere, or one that leads back to itself."""
+@pytest.mark.parametrize("top", [APIC, ROM, NOWHERE])
+async def test_page_tables_that_are_no_ram_are_not_walked(guest, top):
+    """A table in a device or nowhere: the guest gets its #UD.  A ROM is read, as by a CPU, and what
+    stands there is no entry: a page fault.  Nothing is written in any case.
+    """
+    before = await guest.stub.memory(0xFFFFF000, 0x1000)
     await own_pages(guest, 0x30000 | ALL)
     await guest.quad(0x20000, top | ALL)
+    await guest.write(0x30000, bytes(0x1000))
     await guest.write(AREA, STORE + STAY)
     await guest.register(RSI, LOW + 8)
     await guest.enter(AREA)
     await guest.run()
-    assert done(guest).total() <= 1
+    assert done(guest) == {}
+    found = await guest.records()
+    if top == ROM:
+        assert (found["ud"], found["vector"], found["cr2"]) == (0, 14, LOW + 8)
+    else:
+        assert guest.translator.tally.faulted == 0
+        assert (found["ud"], found["ud_rip"]) >= (1, AREA), "the guest has to be told"
+    assert await guest.stub.memory(0xFFFFF000, 0x1000) == before
+    assert await guest.stub.memory(0x30000, 0x1000) == bytes(0x1000)
+
+
+async def test_page_tables_that_lead_to_themselves_are_walked_as_by_a_cpu(guest):
+    """The directory is its own table and its own page: the store lands in it, once."""
+    await own_pages(guest, 0x30000 | ALL)
+    await guest.quad(0x20000, 0x20000 | ALL)
+    await guest.write(AREA, STORE + STAY)
+    await guest.register(RSI, LOW + 0x100)
+    value = bytes.fromhex("1122334455667788")
+    (answer,) = await guest.stub.ask(
+        b"P%x=%s" % (guest.stub.numbers["xmm0"], (value + bytes(8)).hex().encode())
+    )
+    assert answer == b"OK"
+    await guest.enter(AREA)
+    await guest.run(until_traps=1)
+    assert done(guest) == {"MOVNTSD": 1}
+    assert (await guest.records())["vector"] == -1
+    assert await guest.stub.memory(0x20100, 8) == value
+    entry = await guest.read(0x20000)
+    assert entry & ~0x60 == 0x20000 | ALL
+    assert entry & 0x60, "accessed, and dirty"
 
 
 async def test_a_page_that_goes_away_between_is_a_page_fault(guest):
@@ -200,7 +233,7 @@ async def test_code_that_is_rewritten_is_done_as_it_is_now(guest):
     for code, expected in ((POPCNT, 7), (bytes.fromhex("f3480fb8c4"), 0xF000.bit_count())):
         await guest.write(AREA, code + STAY)
         await guest.enter(AREA, segments=guest.KERNEL)
-        await guest.register(16, 0xFFFFF163)  # back to its door
+        await guest.register(16, guest.DOOR)
         await guest.run(until_traps=1)
         assert (await guest.registers()).general[RAX] == expected
 
@@ -231,14 +264,76 @@ async def test_a_base_that_is_not_canonical_is_a_general_protection(guest, base)
     assert done(guest) == {}
 
 
-async def test_single_stepping_ends_a_run(guest):
-    """With TF set one instruction is done a stop; #DB comes after the next at the latest."""
-    await guest.write(AREA, POPCNT * 8 + STAY)
-    await guest.enter(AREA, flags=0x102)
-    await guest.run()
-    found = await guest.records()
-    assert found["vector"] == 1
-    assert guest.translator.tally.translated["POPCNT"] == guest.translator.tally.traps
+# Vector 1: write down RIP and DR6 of each step, and stop stepping after eight.
+STEP_HANDLER = """
+    push %rax
+    push %rcx
+    mov 0x7140, %rcx
+    incq 0x7140
+    shl $4, %rcx
+    mov 16(%rsp), %rax
+    mov %rax, 0x9100(%rcx)
+    mov %dr6, %rax
+    mov %rax, 0x9108(%rcx)
+    mov $0xffff0ff0, %eax
+    mov %rax, %dr6
+    cmp $0x70, %ecx
+    jb 1f
+    andl $~0x100, 32(%rsp)
+1:  pop %rcx
+    pop %rax
+    iretq
+"""
+
+
+@pytest.mark.parametrize("segments", [SmallGuest.USER, SmallGuest.USER32, SmallGuest.KERNEL])
+async def test_a_single_step_ends_behind_each_instruction(guest, tmp_path, segments):
+    """With TF set each instruction is followed by one #DB, at the next one, whoever executed it."""
+    (tmp_path / "step.S").write_text(STEP_HANDLER)
+    handler = assembled(tmp_path / "step.S", tmp_path)
+    await guest.write(0xA400, handler)
+    await guest.quad(0x6010, 0xA400 | 24 << 16 | 0x8E00 << 32, 0)
+    nop, rdtscp, clear = b"\x90", bytes.fromhex("0f01f9"), bytes.fromhex("31c0")
+    parts = (POPCNT, nop, POPCNT, POPCNT, rdtscp, clear, POPCNT, nop)
+    await guest.write(AREA, b"".join(parts) + STAY)
+    await guest.register(RCX, 0xFF)
+    await guest.enter(AREA, segments=segments, flags=0x102)
+    await guest.run(until_traps=5)
+    steps = [await guest.read(0x9100 + 16 * index) for index in range(8)]
+    reasons = [await guest.read(0x9108 + 16 * index) for index in range(8)]
+    ends = [len(b"".join(parts[: index + 1])) for index in range(8)]
+    assert steps == [AREA + end for end in ends]
+    assert {reason & 0xE00F for reason in reasons} == {0x4000}
+    assert await guest.read(0x7140) == 8
+    assert done(guest) == {"POPCNT": 4, "RDTSCP": 1}
+    assert (await guest.registers()).general[RAX] in {0, 8}
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+async def test_a_single_step_and_a_fault_come_on_the_stacks_of_their_gates(guest, stack):
+    """IST: that of #UD, or another; the frame of #UD is not where theirs has to be."""
+    await guest.quad(0x752C, 0x8C00)
+    for vector in (1, 14):
+        at = 0x6000 + vector * 16
+        (gate,) = await guest.stub.ask(b"m%x,8" % at)
+        value = int.from_bytes(bytes.fromhex(gate.decode()), "little")
+        await guest.quad(at, value & ~(7 << 32) | stack << 32)
+    await own_pages(guest, 0x30000 | ALL)
+    tops = {1: 0x8800, 2: 0x8C00}
+    for code, flags, frame, expected in (
+        (LOAD, 2, 48, AREA),
+        (POPCNT + STAY, 0x102, 40, AREA + 4),
+    ):
+        await guest.write(AREA, code)
+        await guest.register(RSI, FAR)
+        await guest.register(16, guest.DOOR)
+        await guest.enter(AREA, flags=flags)
+        await guest.run()
+        registers = await guest.registers()
+        assert registers.rsp == tops[stack] - frame - 8, "the handler has pushed one quadword"
+        where = registers.rsp + 8 + (frame - 40)
+        assert await guest.read(where) == expected
+        assert await guest.read(where + 24) == 0xF000
 
 
 async def test_jumping_to_the_entry_is_not_an_exception(guest):
@@ -288,3 +383,43 @@ async def test_upper_halves_are_refused_honestly(image, tmp_path_factory):
         assert (await guest.records())["ud"] >= 1
         assert guest.translator.tally.lacking["VPADDD"] >= 1
         assert done(guest) == {}
+
+
+@pytest.mark.parametrize("physical", [APIC, ROM, NOWHERE])
+async def test_a_frame_that_is_no_ram_is_left_alone(guest, physical):
+    """The stack for #UD is a device, a ROM or nothing: what the CPU wrote there is lost.
+
+    Nothing is read from there for an instruction, and nothing is written.
+    """
+    before = await guest.stub.memory(0xFFFFF000, 0x1000)
+    await own_pages(guest, physical | ALL)
+    await guest.quad(0x7524, LOW + 0xE00)
+    await guest.write(AREA, POPCNT + STAY)
+    await guest.enter(AREA)
+    await guest.translator.release()
+    await asyncio.sleep(0.5)
+    async with asyncio.timeout(10):
+        await guest.translator.hold()
+    assert done(guest) == {}
+    assert (await guest.records())["ud"] >= 1, "the guest's own handler has to run"
+    assert await guest.stub.memory(0xFFFFF000, 0x1000) == before
+
+
+async def test_a_stack_that_becomes_a_device_is_noticed(guest):
+    """Where frames were served before, too."""
+    await own_pages(guest, 0x30000 | ALL)
+    await guest.quad(0x7524, LOW + 0xE00)
+    await guest.write(AREA, POPCNT * 2 + STAY)
+    await guest.enter(AREA)
+    await guest.run(until_traps=1)
+    assert done(guest) == {"POPCNT": 2}
+    await own_pages(guest, ROM | ALL)
+    before = await guest.stub.memory(0xFFFFF000, 0x1000)
+    await guest.register(16, guest.DOOR)
+    await guest.enter(AREA)
+    await asyncio.sleep(0.3)
+    await guest.translator.release()
+    await asyncio.sleep(0.5)
+    await guest.translator.hold()
+    assert done(guest) == {"POPCNT": 2}
+    assert await guest.stub.memory(0xFFFFF000, 0x1000) == before

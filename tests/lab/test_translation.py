@@ -122,7 +122,7 @@ async def test_a_kernel_that_is_not_rewritten_is_translated(hosts: Hosts) -> Non
 async def test_without_the_translator_it_is_refused(hosts: Hosts) -> None:
     await born(hosts)
     with pytest.raises(RefusedError, match="rdtscp"):
-        await hosts.move("g", "Penryn", Options())
+        await hosts.move("g", "Penryn", Options(translate=False))
     await ticks(hosts, 3)
 
 

@@ -298,6 +298,49 @@ static void do_compatibility(void)
     munmap(low, 8192);
 }
 
+static volatile unsigned steps;
+static uint64_t step_hash;
+
+static void on_step(int number, siginfo_t *info, void *context)
+{
+    (void)number;
+    ucontext_t *at = context;
+    uint64_t rip = (uint64_t)at->uc_mcontext.gregs[REG_RIP];
+    /* Only what is on our page: the way there and back is the library's affair. */
+    if (rip - (uint64_t)code_page >= 4096)
+        return;
+    steps++;
+    step_hash = step_hash * 31 + (rip - (uint64_t)code_page);
+    step_hash = step_hash * 31 + (uint64_t)info->si_code;
+    step_hash += (uint64_t)info->si_addr - (uint64_t)code_page;
+}
+
+/* A program that steps itself (TF): one trap behind each instruction, at the next one. */
+static void do_steps(void)
+{
+    static const uint8_t code[] = {
+        0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, /* PUSHF; OR dword [RSP], 0x100; POPF */
+        0xf3, 0x48, 0x0f, 0xb8, 0x07,             /* POPCNT RAX,[RDI] */
+        0x90,                                     /* NOP */
+        0x66, 0x0f, 0x78, 0xc0, 8, 8,             /* EXTRQ XMM0 */
+        0x0f, 0x01, 0xf9,                         /* RDTSCP */
+        0x0f, 0x6f, 0x07,                         /* MOVQ MM0,[RDI] */
+        0x0f, 0x0f, 0xc0, 0x9e,                   /* PFADD MM0,MM0 */
+        0xf2, 0x0f, 0x2b, 0x07,                   /* MOVNTSD [RDI],XMM0 */
+        0x0f, 0x0e,                               /* FEMMS */
+        0x9c, 0x81, 0x24, 0x24, 0xff, 0xfe, 0xff, 0xff, 0x9d, 0xc3}; /* the same, AND; RET */
+    struct sigaction step = {.sa_sigaction = on_step, .sa_flags = SA_SIGINFO}, before;
+    uint64_t *word = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    sigaction(SIGTRAP, &step, &before);
+    for (unsigned n = 0; n < 3; n++) {
+        emit(code, sizeof code)(word, word, word);
+        printf("probe steps %u %016llx\n", steps, (unsigned long long)step_hash);
+    }
+    fflush(stdout);
+    sigaction(SIGTRAP, &before, NULL);
+    munmap(word, 4096);
+}
+
 static void *worker(void *argument)
 {
     uint64_t number = (uint64_t)argument, sum = 0;
@@ -356,6 +399,7 @@ int main(void)
     do_undefined();
     do_clock();
     do_compatibility();
+    do_steps();
     do_threads();
     printf("probe end\n");
     fflush(stdout);

@@ -13,6 +13,7 @@ from isthmus.qualification.exercise.rounds import Round, died, differences, roun
 from isthmus.translate.build_core import sources
 from isthmus.translate.table import Status, instructions
 
+QEMU = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
 CORE = Path(str(resources.files("isthmus.translate"))) / "core"
 
 
@@ -45,34 +46,50 @@ def test_is_the_same_on_every_machine() -> None:
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 
 
-@needs_compiler
-def test_this_cpu_and_the_core_do_it_alike(tmp_path: Path) -> None:
-    """Each instruction that this CPU has, natively and by the core, on the same 12 states."""
-    (tmp_path / "table.inc").write_text(table())
-    (tmp_path / "exercise.c").write_bytes(source())
+@pytest.fixture(scope="module")
+def with_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exercise with the core in it."""
+    folder = tmp_path_factory.mktemp("exercise")
+    (folder / "table.inc").write_text(table())
+    (folder / "exercise.c").write_bytes(source())
     files = ["exercise.c", *(str(CORE / name) for name in sources())]
     subprocess.run(
         ["gcc", "-O1", "-static", "-no-pie", "-D_GNU_SOURCE", "-DISTHMUS_CORE", f"-I{CORE}",
          "-o", "exercise", *files],
-        cwd=tmp_path, check=True,
+        cwd=folder, check=True,
     )  # fmt: skip
+    return folder / "exercise"
 
-    def said(*words: str) -> dict[tuple[str, ...], list[str]]:
-        done = subprocess.run(
-            [tmp_path / "exercise", "--all", "--each", *words, "12", "0"],
-            capture_output=True, text=True, check=True, timeout=120,
-        )  # fmt: skip
-        found: dict[tuple[str, ...], list[str]] = {}
-        for line in done.stdout.splitlines():
-            if line.startswith("exercise each "):
-                *name, value = line.split()[2:]
-                found.setdefault(tuple(name), []).append(value)
-        return found
 
-    native, core = said(), said("--core")
+def said_of_each(*command: str | Path) -> dict[tuple[str, ...], list[str]]:
+    """What the exercise says of each instruction, in every round."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found: dict[tuple[str, ...], list[str]] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("exercise each "):
+            *name, value = line.split()[2:]
+            found.setdefault(tuple(name), []).append(value)
+    return found
+
+
+@needs_compiler
+def test_this_cpu_and_the_core_do_it_alike(with_core: Path) -> None:
+    """Each instruction that this CPU has, natively and by the core, on the same 12 states."""
+    native = said_of_each(with_core, "--all", "--each", "12", "0")
+    core = said_of_each(with_core, "--all", "--each", "--core", "12", "0")
     assert len(core) == len(encodings())
     assert len(native) > 100
     assert [name for name in native if native[name] != core[name]] == []
+
+
+@needs_compiler
+@pytest.mark.skipif(QEMU is None, reason="no qemu-user here")
+def test_qemu_and_the_core_do_it_alike(with_core: Path) -> None:
+    """A second witness, for what the lab's emulator does as a CPU would."""
+    qemu = said_of_each(str(QEMU), "-cpu", "max", with_core, "--each", "2", "0")
+    core = said_of_each(with_core, "--all", "--each", "--core", "2", "0")
+    assert len(qemu) > 1000
+    assert [name for name in qemu if qemu[name] != core[name]] == []
 
 
 @needs_compiler

@@ -94,3 +94,12 @@ def test_the_library_needs_nothing_of_python() -> None:
         ["nm", "-D", "--undefined-only", library()], capture_output=True, text=True, check=True
     )
     assert "Py" not in listing.stdout
+
+
+def test_the_handler_copies_by_itself_and_reads_nothing_through_fs() -> None:
+    """The C library's copies may hold what is missing; a program may have an FS base of its own."""
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", library()], capture_output=True, text=True, check=True
+    )
+    used = {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines()}
+    assert not used & {"memcpy", "memset", "memmove", "memcmp", "__memcpy_chk", "__stack_chk_fail"}

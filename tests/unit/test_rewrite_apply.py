@@ -24,11 +24,21 @@ class _Image:
     text = Section(name=".text", address=BASE, offset=0, size=0x1000, code=True, stored=True)
 
 
+PAGE_AT = 0x1000
+INTEL_PAGE, AMD_PAGE = (
+    b"".join(
+        b"\xb8" + number.to_bytes(4, "little") + call + b"\xc3" + b"\xcc" * 23
+        for number in range(128)
+    )
+    for call in (b"\x0f\x01\xc1", b"\x0f\x01\xd9")
+)
+
+
 class Machine:
-    """Physical memory of one page, behind the packets that the rewriter sends."""
+    """Physical memory of two pages, behind the packets that the rewriter sends."""
 
     def __init__(self) -> None:
-        self.memory = bytearray(0x1000)
+        self.memory = bytearray(0x2000)
         self.memory[SITE : SITE + 5] = HOME
         self.rips: tuple[int, ...] = (BASE,)
         self.breaks_at_write = 0
@@ -73,15 +83,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return played
 
 
-def rewriter(tmp_path: Path, hop: int, features: frozenset[str]) -> Rewriter:
+def rewriter(
+    tmp_path: Path,
+    hop: int,
+    features: frozenset[str],
+    *,
+    maker: str = "GenuineIntel",
+    pages: tuple[int, ...] = (),
+) -> Rewriter:
     """The rewriter of the hop'th move, with an image whose only site is a clock's reading."""
     order = RewriteOrder(
         record=tmp_path / f"{hop}.json",
         born=FEATURES,
         features=features,
-        maker="GenuineIntel",
+        maker=maker,
         memory_mib=1,
         prior=tmp_path / f"{hop - 1}.json",
+        pages=pages,
     )
     made = Rewriter(order)
     entries = tuple(
@@ -171,3 +189,55 @@ async def test_the_record_of_a_kernel_that_was_booted_before_is_void(
     machine.memory[SITE : SITE + 5] = AWAY
     record = await rewriter(tmp_path, 2, FEATURES).apply(machine)
     assert (record.written, record.problem, stands(machine)) == ((), "", AWAY)
+
+
+def page(machine: Machine) -> bytes:
+    return bytes(machine.memory[PAGE_AT : PAGE_AT + 0x1000])
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_page_of_hypercalls_goes_there_and_back(
+    machine: Machine, tmp_path: Path, named: bool
+) -> None:
+    """Home by the record alone, too: whoever gives the order may know of no page any more."""
+    machine.memory[PAGE_AT:] = INTEL_PAGE
+    order = {"maker": "AuthenticAMD", "pages": (PAGE_AT,)}
+    away = await rewriter(tmp_path, 1, FEATURES, **order).apply(machine)
+    assert page(machine) == AMD_PAGE
+    assert len(away.written) == 128
+    assert {(one.before, one.after, one.why) for one in away.written} == {
+        ("0f01c1", "0f01d9", "xen page")
+    }
+    # To another host of that maker: nothing is to be done, and nothing is forgotten.
+    on = await rewriter(tmp_path, 2, FEATURES, **order).apply(machine)
+    assert (page(machine), on.written, on.restored) == (AMD_PAGE, away.written, 0)
+    pages = (PAGE_AT,) if named else ()
+    home = await rewriter(tmp_path, 3, FEATURES, pages=pages).apply(machine)
+    assert (page(machine), home.written, home.restored) == (INTEL_PAGE, (), 128)
+
+
+@pytest.mark.parametrize("write", [1, 2, 64, 128])
+async def test_a_page_that_was_written_in_part_is_taken_up(
+    machine: Machine, tmp_path: Path, write: int
+) -> None:
+    machine.memory[PAGE_AT:] = AMD_PAGE
+    machine.breaks_at_write = write
+    await rewriter(tmp_path, 1, FEATURES, pages=(PAGE_AT,)).apply(machine)
+    assert page(machine) not in {AMD_PAGE, INTEL_PAGE} or write == 1
+    machine.breaks_at_write = 0
+    record = await rewriter(tmp_path, 1, FEATURES, pages=(PAGE_AT,)).apply(machine)
+    assert (page(machine), len(record.written), record.problem) == (INTEL_PAGE, 128, "")
+
+
+async def test_a_page_of_no_documented_form_is_left_and_told_of(
+    machine: Machine, tmp_path: Path
+) -> None:
+    broken = bytearray(INTEL_PAGE)
+    broken[0x123] ^= 1
+    machine.memory[PAGE_AT:] = broken
+    record = await rewriter(tmp_path, 1, FEATURES, maker="AuthenticAMD", pages=(PAGE_AT,)).apply(
+        machine
+    )
+    assert page(machine) == broken
+    assert record.written == ()
+    assert record.left == {"hypercall page: of no documented form": 1}

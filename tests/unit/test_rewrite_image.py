@@ -105,6 +105,8 @@ def test_every_rewriting_has_a_source() -> None:
     table = knowledge()
     for one in (*table.features, *table.makers):
         assert one.origin and one.to and one.why and one.source
+    for page in table.pages:
+        assert page.why and page.source
 
 
 @pytest.mark.lab

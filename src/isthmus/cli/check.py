@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from isthmus.cli.hosts import read_hosts
+from isthmus.cli.placements import covered, translate_options
 from isthmus.cpu.model import CpuModel
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.divergence.finding import Finding, Severity
@@ -34,7 +35,7 @@ class Cell(Value, frozen=True):
 @click.argument("cpus", metavar="GUEST|HOST...", nargs=-1, required=True)
 @click.option("--to", "to", multiple=True, metavar="HOST", help="A host the guest could go to.")
 @click.option("--matrix", is_flag=True, help="Judge every ordered pair of the CPUs named.")
-@click.option("--translate", is_flag=True, help="Reckon with the translator.")
+@translate_options()
 @click.option(
     "--accept-risk", "accepted", multiple=True, metavar="RULE",
     help="Accept a rule's refusal by name (rule, or rule:subject).",
@@ -56,6 +57,7 @@ def check(
     to: tuple[str, ...],
     matrix: bool,
     translate: bool,
+    placement: str | None,
     accepted: tuple[str, ...],
     system: str,
     kernel: str,
@@ -75,11 +77,12 @@ def check(
     Examples:
       isthmus check phenom --to Penryn
       isthmus check phenom --to Penryn --translate --memory 512
+      isthmus check Haswell --to IvyBridge --placement inside
       isthmus check guest.txt --to host1.txt --to host2.txt --kernel 6.1.0-18 --json
       isthmus check --matrix EPYC-Milan Icelake-Server Skylake-Server
     """
     options = _Options(
-        translate=translate, accepted=accepted, system=system, kernel=kernel,
+        translate=translate, placement=placement, accepted=accepted, system=system, kernel=kernel,
         memory_mib=memory, hypervisor=hypervisor or "", command_line=cmdline,
         bugs=_bugs(cpuinfo) if cpuinfo else None,
     )  # fmt: skip
@@ -94,13 +97,17 @@ def check(
     if as_json:
         click.echo(b"[" + b",".join(to_json(verdict) for verdict in verdicts) + b"]")
     else:
-        for verdict in verdicts:
+        asked = options.replace(translate=True)
+        for host, verdict in zip(hosts, verdicts, strict=True):
             _tell(verdict, guest)
+            if verdict.blocking and not _judge(guest, host, asked).blocking:
+                click.echo("translated it may move, as `isthmus migrate` would do: --translate")
     return 3 if any(verdict.blocking for verdict in verdicts) else 0
 
 
 class _Options(Value, frozen=True):
     translate: bool
+    placement: str | None
     accepted: tuple[str, ...]
     system: str
     kernel: str
@@ -111,11 +118,6 @@ class _Options(Value, frozen=True):
 
 
 def _judge(guest: CpuModel, host: CpuModel, options: _Options) -> Preflight:
-    covered: frozenset[str] = frozenset()
-    if options.translate:
-        from isthmus.translate.table import translatable
-
-        covered = translatable(avx="avx" in guest.features)
     evidence = GuestEvidence(
         shown=guest, system=options.system, kernel=options.kernel,
         memory_mib=options.memory_mib, command_line=options.command_line, bugs=options.bugs,
@@ -125,7 +127,7 @@ def _judge(guest: CpuModel, host: CpuModel, options: _Options) -> Preflight:
         evidence,
         guest.name,
         host,
-        translatable=covered,
+        translatable=covered(options.translate, options.placement, avx="avx" in guest.features),
         accepted=options.accepted,
         hypervisor=options.hypervisor,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from isthmus.cli.hosts import read_hosts
+from isthmus.cli.placements import covered, translate_options
 from isthmus.divergence.comparison import Comparison, Direction, compare, link
 from isthmus.divergence.finding import Severity
 from isthmus.errors import InputError
@@ -21,7 +22,7 @@ _COLOURS = {
 
 @click.command("compare", no_args_is_help=True)
 @click.argument("cpus", metavar="CPU CPU...", nargs=-1, required=True)
-@click.option("--translate", is_flag=True, help="Reckon with the translator.")
+@translate_options()
 @click.option(
     "--hypervisor", type=click.Choice(["kvm", "tcg", "xen", "hyper-v", "vmware"]),
     help="What runs guests on them; left out, the most cautious answer.",
@@ -34,6 +35,7 @@ _COLOURS = {
 def command(
     cpus: tuple[str, ...],
     translate: bool,
+    placement: str | None,
     hypervisor: str | None,
     file: Path | None,
     as_json: bool,
@@ -51,18 +53,13 @@ def command(
     """
     if len(cpus) < 2:
         raise click.UsageError("name at least two CPUs")
-    covered: frozenset[str] = frozenset()
-    if translate:
-        from isthmus.translate.table import translatable
-
-        covered = translatable()
     hosts = read_hosts(cpus)
     names = [host.name for host in hosts]
     hosts = tuple(
         host.replace(name=cpu if names.count(host.name) > 1 else host.name)
         for host, cpu in zip(hosts, cpus, strict=True)
     )
-    found = compare(hosts, translatable=covered, hypervisor=hypervisor or "")
+    found = compare(hosts, translatable=covered(translate, placement), hypervisor=hypervisor or "")
     if file is not None:
         _write(file, found)
     if as_json:

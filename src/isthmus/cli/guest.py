@@ -33,6 +33,9 @@ def guest() -> None:
 @click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 16))
 @click.option("--kernel", metavar="KERNEL", help="A series (6.12), a package or a vmlinuz.")
 @click.option("--test", default="all", show_default=True, help="Instruction groups to test.")
+@click.option(
+    "--clock", metavar="SOURCE", help="Its clock source; tsc, but on lab hosts kvm-clock."
+)
 @lab.engine_option
 @lab.qemu_option
 @lab.json_option
@@ -44,6 +47,7 @@ def start(
     vcpus: int,
     kernel: str | None,
     test: str,
+    clock: str | None,
     engine: str,
     qemu: str,
     as_json: bool,
@@ -68,15 +72,19 @@ def start(
             cache=cache_folder(),
             progress=lambda text: click.echo(text, err=True),
         )
-        hosts = await lab.hosts(qemu, lab.accelerator(engine))
+        hosts = await lab.hosts(qemu, lab.accelerator(engine), among=(host, *level_with))
         machine = Machine(
             kernel=image.kernel,
             initrd=image.initrd,
-            command_line=command_line({"test": test}),
+            # Hosts of two makers have time stamp counters of two speeds.
+            command_line=command_line(
+                {"test": test},
+                clock=clock or ("kvm-clock" if host.startswith(lab.LAB_PREFIX) else "tsc"),
+            ),
             memory_mib=memory,
             vcpus=vcpus,
         )
-        pool = [hosts.cpus.offered(model) for model in (host, *level_with)]
+        pool = [hosts.offered(model) for model in (host, *level_with)]
         shown = level(pool).model if level_with else None
         started = await hosts.start(name, host, machine, shown=shown)
         await _up(started.process)

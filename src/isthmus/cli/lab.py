@@ -1,17 +1,21 @@
 """What several commands share: the guests of this machine, and the hosts that its QEMU plays."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 import click
 
+from isthmus.errors import InputError
 from isthmus.hypervisor.qemu.binary import DEFAULT_NAME, QemuBinary, find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator, choose_accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import read_cpus
 from isthmus.migration.hosts import Hosts
 from isthmus.places import run_folder, state_folder
+
+LAB_PREFIX = "kvm:"
+"""What the name of an emulated host with KVM begins with (`isthmus lab kvm`)."""
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,8 +26,26 @@ def store() -> GuestStore:
     return GuestStore(state_folder(), run_folder())
 
 
-async def hosts(qemu_name: str, accelerator: Accelerator | None = None) -> Hosts:
-    """The hosts that QEMU plays here; the accelerator is chosen by trying unless it is given."""
+async def hosts(
+    qemu_name: str, accelerator: Accelerator | None = None, *, among: Collection[str] = ()
+) -> Hosts:
+    """The hosts that QEMU plays here, or the lab hosts where ``among`` names one.
+
+    The accelerator is chosen by trying unless it is given.
+
+    :raises InputError: hosts of both kinds are named.
+    """
+    if any(name.startswith(LAB_PREFIX) for name in among):
+        from isthmus.qualification.kvm.host import started
+        from isthmus.qualification.kvm.pool import lab_folder, lab_hosts
+
+        for name in among:
+            if not name.startswith(LAB_PREFIX):
+                raise InputError(
+                    f"{name}: not a lab host, and a guest cannot go from one kind to the other",
+                    remedy=f"lab hosts are named {LAB_PREFIX}NAME",
+                )
+        return await lab_hosts(started(lab_folder()), store())
     qemu: QemuBinary = await asyncio.to_thread(find_qemu, qemu_name)
     if accelerator is None:
         accelerator = (await asyncio.to_thread(choose_accelerator, qemu)).accelerator

@@ -11,6 +11,7 @@ from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
 from isthmus.baseline.pool import Pool, found
 from isthmus.cli.hosts import HERE, is_file, read_hosts
+from isthmus.cli.placements import covered, translate_options
 from isthmus.cli.pools import joined, raised_by, stored
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.probe import this_machine
@@ -57,10 +58,7 @@ def _names(
     "--drop", multiple=True, callback=_names, metavar="FEATURE,...",
     help="Give up these features, too.",
 )  # fmt: skip
-@click.option(
-    "--translate", is_flag=True,
-    help="Keep what the translator can do for the hosts that lack it.",
-)  # fmt: skip
+@translate_options("Keep what the translator can do for the hosts that lack it.")
 @click.option(
     "--accel", type=click.Choice([a.value for a in Accelerator]),
     help="Accelerator whose offer counts [default: the best that works here].",
@@ -93,6 +91,7 @@ def level(
     keep: tuple[str, ...],
     drop: tuple[str, ...],
     translate: bool,
+    placement: str | None,
     accel: str | None,
     grow: bool,
     file: Path | None,
@@ -126,15 +125,11 @@ def level(
         return raised_by(file, leave, guests, dry_run=dry_run, as_json=as_json)
     if hosts:
         members, cpus = _read(hosts, accel)
-        covered: frozenset[str] = frozenset()
-        if translate:
-            from isthmus.translate.table import translatable
-
-            covered = translatable()
+        keeps = covered(translate, placement)
         if file is not None:
-            pool = found(file.stem, members, keep=keep, drop=drop, translate=covered)
+            pool = found(file.stem, members, keep=keep, drop=drop, translate=keeps)
             stored(file, pool, dry_run=dry_run, new=True)
-        baseline = level_hosts(members, keep=keep, drop=drop, translate=covered)
+        baseline = level_hosts(members, keep=keep, drop=drop, translate=keeps)
     else:
         pool = _stored_pool(file)
         members, cpus, baseline = pool.hosts, None, pool.level

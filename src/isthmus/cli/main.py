@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "guest": ("isthmus.cli.guest:guest", "Start, list, show and stop guests."),
     "migrate": ("isthmus.cli.migrate:migrate", "Move a running guest to another host."),
     "status": ("isthmus.cli.status:status", "Find the truth about migrations under way."),
+    "translate": ("isthmus.cli.translate:translate", "Execute for guests what their CPU lacks."),
     "level": ("isthmus.cli.level:level", "Compute the CPU that every host of a pool can honour."),
     "compare": ("isthmus.cli.compare:command", "Show what differs between CPUs, for a guest."),
     "check": ("isthmus.cli.check:check", "Tell beforehand what a guest would notice elsewhere."),
@@ -30,7 +31,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("isthmus.cli.explain:explain", "Explain an error message about CPUs and moves."),
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),
     "run": ("isthmus.cli.run:run", "Run a program with instructions that this CPU lacks."),
+    "xen-filter": (
+        "isthmus.cli.xen_filter:xen_filter",
+        "Check and rewrite a Xen migration stream on its way.",
+    ),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
+    "lab": ("isthmus.cli.lab_kvm:lab", "Start and stop emulated hosts that have real KVM."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),
     "completion": ("isthmus.cli.completion:completion", "Print the completion script of a shell."),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from isthmus.cli import lab
+from isthmus.cli.translate.arm import share, warn_share_option
 from isthmus.errors import InputError, IsthmusError
 from isthmus.migration.engine import Observer, Options, Progress
 from isthmus.migration.preflight import Preflight
@@ -16,7 +17,11 @@ from isthmus.migration.record import MigrationRecord
 @click.command()
 @click.argument("guest", required=False)
 @click.option("--to", "host", metavar="HOST", help="The destination host: a CPU model of QEMU.")
-@click.option("--translate", is_flag=True, help="Arm the translator if the findings need it.")
+@click.option(
+    "--translate/--no-translate", default=None,
+    help="Whether the translator may be armed [default: where the findings need it].",
+)  # fmt: skip
+@warn_share_option
 @click.option("--accept-risk", multiple=True, metavar="RULE", help="Accept a finding that refuses.")
 @click.option("--dry-run", is_flag=True, help="Only check; take no step.")
 @click.option("--qmp", type=click.Path(path_type=Path), help="A guest's QMP socket, to move it.")
@@ -35,7 +40,8 @@ from isthmus.migration.record import MigrationRecord
 def migrate(
     guest: str | None,
     host: str | None,
-    translate: bool,
+    translate: bool | None,
+    warn_share: float | None,
     accept_risk: tuple[str, ...],
     dry_run: bool,
     qmp: Path | None,
@@ -53,10 +59,13 @@ def migrate(
     A guest that `isthmus guest start` has started is moved by name.  Any other QEMU is moved by its
     QMP socket, to a QEMU that waits with `-incoming defer -S`.
 
+    Where the destination lacks instructions that the guest was shown, and all of them can be
+    translated, the translator is armed there; --no-translate refuses such a move.
+
     \b
     Examples:
       isthmus migrate web --to Penryn
-      isthmus migrate old --to Penryn --translate
+      isthmus migrate old --to Penryn --no-translate
       isthmus migrate web --to Penryn --dry-run --json
       isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
       isthmus migrate --resume
@@ -66,6 +75,7 @@ def migrate(
         downtime_limit_ms=downtime_limit,
         verify_s=verify,
         translate=translate,
+        warn_share=share(warn_share),
     )
     if resume:
         lab.run(_resume(guest, use or "", as_json))
@@ -88,13 +98,20 @@ async def _by_name(
     qemu: str,
     as_json: bool,
 ) -> None:
+    from isthmus.migration.hosts import served, translation_for
     from isthmus.values import to_json
 
     known = lab.store().read(guest)
-    hosts = await lab.hosts(qemu, known.spec.accelerator)
-    verdict = hosts.check(known, host, translate=options.translate, accepted=accepted)
+    hosts = await lab.hosts(qemu, known.spec.accelerator, among=(known.host, host))
+    by = served(known, translate=options.translate is not False)
+    verdict = hosts.check(known, host, translate=options.translate is not False, accepted=accepted)
+    translation = translation_for(known, verdict, by)
     if not as_json:
         _show_findings(verdict)
+        if translation is not None and not verdict.blocking:
+            click.echo(
+                f"  {translation.words} (the guest was shown them, {host} lacks them)", err=True
+            )
     if dry_run:
         if as_json:
             click.echo(to_json(verdict))
@@ -105,6 +122,17 @@ async def _by_name(
             guest, host, options, accepted=accepted, observer=_observer(as_json)
         )
     _show(record, as_json)
+    await _warn(guest)
+
+
+async def _warn(guest: str) -> None:
+    """Tell if translation has cost too much already, or has met a problem."""
+    from isthmus.migration.arming import look
+
+    report = await look(lab.store(), guest)
+    for text in (report.problem, report.warning):
+        if text:
+            click.echo(f"{guest}: {text}", err=True)
 
 
 async def _by_socket(
@@ -182,6 +210,8 @@ def _show(record: MigrationRecord, as_json: bool) -> None:
     plan = record.plan
     where = f" from {plan.source_host} to {plan.destination_host}" if plan.source_host else ""
     click.echo(f"{plan.guest}{where}: {record.phase}")
+    if plan.translation is not None:
+        click.echo(f"  {plan.translation.words}")
     if figures is not None:
         click.echo(
             f"  total {figures.total_ms:.0f} ms, downtime {figures.downtime_ms:.0f} ms,"

@@ -3,6 +3,7 @@
 import click
 
 from isthmus.cli.hosts import read_hosts
+from isthmus.cli.placements import covered, translate_options
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.divergence.finding import Severity
 from isthmus.migration.preflight import Preflight, preflight
@@ -46,12 +47,18 @@ def _order(target: Target) -> tuple[bool, int, int, int, str]:
 @click.command(no_args_is_help=True)
 @click.argument("guest")
 @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
-@click.option("--translate", is_flag=True, help="Reckon with the translator.")
+@translate_options()
 @click.option("--memory", default=0, metavar="MIB", help="The guest's memory in MiB.")
 @click.option("--kernel", default="", help="The guest kernel's version, as uname -r prints it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def targets(
-    guest: str, hosts: tuple[str, ...], translate: bool, memory: int, kernel: str, as_json: bool
+    guest: str,
+    hosts: tuple[str, ...],
+    translate: bool,
+    placement: str | None,
+    memory: int,
+    kernel: str,
+    as_json: bool,
 ) -> int:
     """Tell which of the HOSTS could take GUEST, best first, and why each other one cannot.
 
@@ -64,14 +71,10 @@ def targets(
       isthmus targets phenom Penryn Opteron_G2 EPYC --memory 512 --translate
     """
     shown, *offers = read_hosts((guest, *hosts))
-    covered: frozenset[str] = frozenset()
-    if translate:
-        from isthmus.translate.table import translatable
-
-        covered = translatable(avx="avx" in shown.features)
+    covers = covered(translate, placement, avx="avx" in shown.features)
     evidence = GuestEvidence(shown=shown, system="linux", kernel=kernel, memory_mib=memory)
     found = ranked(
-        [preflight(shown.name, evidence, shown.name, host, translatable=covered) for host in offers]
+        [preflight(shown.name, evidence, shown.name, host, translatable=covers) for host in offers]
     )
     if as_json:
         click.echo(to_json(found, indent=2).decode())

@@ -39,16 +39,19 @@ class Options(Value, frozen=True):
     """How to move.
 
     ``bandwidth`` in bytes/s and ``downtime_limit_ms``: QEMU's own limits where None;
-    ``verify_s`` how long at most to watch before the commit; ``translate`` arms the translator;
-    ``rewrite`` then also rewrites the kernel's patch sites;
+    ``verify_s`` how long at most to watch before the commit; ``translate`` allows the translator
+    outside the guest, which is armed if the findings need it: None as well, but where it can never
+    be armed only a wish by name (True) is refused; ``rewrite`` then also rewrites the kernel's
+    patch sites; ``warn_share``: above which share of a vCPU its cost is warned of, None: as before;
     ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring).
     """
 
     bandwidth: int | None = None
     downtime_limit_ms: int | None = None
     verify_s: float = 10.0
-    translate: bool = False
+    translate: bool | None = None
     rewrite: bool = True
+    warn_share: float | None = None
     channel: str = "unix"
     lives_with_parent: bool = False
 
@@ -188,15 +191,17 @@ class _Run:
             self.destination.side = side
             self.journal.amend(msgspec.structs.replace(plan, destination=side))
         await self.destination.attach()
-        if self.options.translate:
-            if side.directory is None or side.translator is None:
-                raise IsthmusError(
-                    "the translator needs a destination that Isthmus launches",
-                    remedy="name the destination by its host (--to), not by a socket",
-                )
-            self.armed = await spawn(side.directory / "gdb.sock", side.translator)
+        if side.directory is not None and side.translator is not None:
+            self.armed = await self._spawn(side.directory / "gdb.sock", side.translator)
         await self._prepare_rewriting()
         await self.enter(Phase.PREPARED)
+
+    async def _spawn(self, gdb: Path, folder: Path) -> TranslatorClient:
+        """Start the destination's translator, which will warn as the plan says."""
+        wanted = self.journal.record.plan.translation
+        if wanted is None:  # it only rewrites, and leaves
+            return await spawn(gdb, folder)
+        return await spawn(gdb, folder, warn_share=wanted.warn_share, level=wanted.level)
 
     async def _prepare_rewriting(self) -> None:
         """Have the order to rewrite read, by the translator or by one that leaves afterwards."""
@@ -208,7 +213,7 @@ class _Run:
             try:
                 self.armed = await TranslatorClient.connect(folder)
             except TranslatorError:
-                self.armed = await spawn(folder / "gdb.sock", folder)
+                self.armed = await self._spawn(folder / "gdb.sock", folder)
         path = folder / "rewrite.json"
         path.write_bytes(to_json(order))
         await self.armed.prepare(path)
@@ -216,7 +221,9 @@ class _Run:
     async def transfer(self) -> None:
         """Precopy, switch over, start the destination."""
         await self.enter(Phase.MOVING)
-        uri = await self.destination.listen(self.journal.record.plan.channel)
+        plan = self.journal.record.plan
+        listening = await self.destination.listen(plan.channel)
+        uri = plan.dial or listening
         source, destination = self.source.monitor, self.destination.monitor
         with source.events("STOP") as stops, destination.events("RESUME") as resumes:
             await self.source.send(
@@ -226,6 +233,8 @@ class _Run:
             await self._start()
             resumed = await _last_stamp(resumes, patience_s=5.0)
             stopped = await _last_stamp(stops, patience_s=0.0)
+        if plan.dial:  # stamps of two machines are of two clocks, which nobody has compared
+            resumed = stopped = None
         final = await stream.measured(source)
         self.journal.measure(
             Figures(

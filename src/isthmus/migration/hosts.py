@@ -17,7 +17,7 @@ from isthmus.errors import InputError, IsthmusError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.binary import QemuBinary, versioned_pc_machine
 from isthmus.hypervisor.qemu.engine import Accelerator
-from isthmus.hypervisor.qemu.guests import Guest, GuestStore
+from isthmus.hypervisor.qemu.guests import Guest, GuestStore, level_command
 from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
 from isthmus.hypervisor.qemu.render import cpu_argument
@@ -32,7 +32,7 @@ from isthmus.migration.record import (
     read_record,
     records,
 )
-from isthmus.translate.placement import Service, service
+from isthmus.translate.placement import Service, Translation, arrange, service
 from isthmus.translate.rewrite.record import RECORD, RewriteOrder
 from isthmus.translate.rewrite.record import read_record as read_rewritten
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
@@ -62,6 +62,26 @@ class Hosts:
         self.cpus = cpus
         self.store = store
 
+    def offered(self, host: str) -> CpuModel:
+        """What ``host`` can show a guest; raises :class:`InputError` for an unknown one."""
+        return self.cpus.offered(host)
+
+    def hypervisor(self, host: str) -> QemuBinary:  # noqa: ARG002 (one QEMU plays them all)
+        """The QEMU of ``host``."""
+        return self.qemu
+
+    def program(self, host: str, home: Path) -> Path:  # noqa: ARG002
+        """The QEMU that takes over a guest on ``host`` whose QEMU so far is ``home``."""
+        return home
+
+    def way(self, host: str, folder: Path, channel: str) -> tuple[str, str]:  # noqa: ARG002
+        """Where a guest that comes to ``host`` is received, and where its source has to dial.
+
+        :param folder: of the process that will receive it; ``channel`` as in the options of a move.
+        :returns: addresses as QEMU writes them; the second is empty if it is the first.
+        """
+        return "tcp:127.0.0.1:0" if channel == "tcp" else f"unix:{folder / 'stream.sock'}", ""
+
     async def start(
         self,
         name: str,
@@ -82,16 +102,16 @@ class Hosts:
             raise InputError(
                 f"{name}: there is a guest of that name", remedy=f"isthmus guest stop {name}"
             )
-        offer = self.cpus.offered(host)
+        offer = self.offered(host)
         shown = shown or offer
         if missing := sorted(shown.features - offer.features):
             raise InputError(
                 f"{host} does not offer {', '.join(missing)}", remedy="level for this host, too"
             )
         spec = LaunchSpec(
-            qemu=self.qemu.path,
+            qemu=self.hypervisor(host).path,
             accelerator=self.accelerator,
-            machine=versioned_pc_machine(self.qemu),
+            machine=versioned_pc_machine(self.hypervisor(host)),
             cpu=cpu_argument(shown, self.cpus.named),
             vcpus=machine.vcpus,
             memory_mib=machine.memory_mib,
@@ -113,6 +133,7 @@ class Hosts:
             process=running,
             streams=(running.payload,),
             module=module,
+            home=host,
         )
         try:
             self.store.write(guest)
@@ -122,9 +143,12 @@ class Hosts:
         return guest
 
     def check(
-        self, guest: Guest, host: str, *, translate: bool, accepted: Collection[str] = ()
+        self, guest: Guest, host: str, *, translate: bool = True, accepted: Collection[str] = ()
     ) -> Preflight:
-        """All checks of a move to ``host``; takes no step."""
+        """All checks of a move to ``host``; takes no step.
+
+        :param translate: whether the translator outside may be armed.
+        """
         return self._judge(guest, host, served(guest, translate=translate), accepted)
 
     def _judge(self, guest: Guest, host: str, by: Service, accepted: Collection[str]) -> Preflight:
@@ -135,7 +159,7 @@ class Hosts:
             guest.name,
             evidence,
             guest.host,
-            self.cpus.offered(host),
+            self.offered(host),
             translatable=by.covered,
             accepted=accepted,
             hypervisor=self.accelerator.value,
@@ -164,12 +188,11 @@ class Hosts:
                     f"{name}: migration {pending[0].stem} was cut short",
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
-            by = served(guest, translate=options.translate)
+            by = served(guest, translate=options.translate is not False)
             verdict = self._judge(guest, host, by, accepted)
             verdict.require()
-            outside = verdict.needs_translation and by.placement is Placement.OUTSIDE
-            options = msgspec.structs.replace(options, translate=outside)
-            plan = self._plan(guest, host, verdict, options)
+            translation = translation_for(guest, verdict, by, warn_share=options.warn_share)
+            plan = self._plan(guest, host, verdict, translation, options)
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -179,20 +202,29 @@ class Hosts:
                 adopt=lambda record: adopt(self.store, record),
             )
 
-    def _plan(self, guest: Guest, host: str, verdict: Preflight, options: engine.Options) -> Plan:
+    def _plan(
+        self,
+        guest: Guest,
+        host: str,
+        verdict: Preflight,
+        translation: Translation | None,
+        options: engine.Options,
+    ) -> Plan:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
+        outside = translation is not None and translation.placement is Placement.OUTSIDE
         rewrite = None
-        if guest.rewritten is not None or (options.rewrite and options.translate):
+        if guest.rewritten is not None or (options.rewrite and outside):
             rewrite = RewriteOrder(
                 record=folder / RECORD,
                 born=guest.shown.features,
                 # Without the wish to rewrite, all is put back: as if nothing were missing.
                 features=verdict.shown.features if options.rewrite else guest.shown.features,
-                maker=self.cpus.offered(host).vendor if options.rewrite else guest.shown.vendor,
+                maker=self.offered(host).vendor if options.rewrite else guest.shown.vendor,
                 memory_mib=guest.spec.memory_mib,
                 kernel=guest.spec.kernel,
                 prior=guest.rewritten,
             )
+        channel, dial = self.way(host, folder, options.channel)
         return Plan(
             id=new_id(),
             guest=guest.name,
@@ -201,18 +233,20 @@ class Hosts:
                 qmp=folder / "qmp.sock",
                 observe=folder / "observe.sock",
                 directory=folder,
-                translator=folder if options.translate else None,
+                translator=folder if outside else None,
             ),
-            channel="tcp:127.0.0.1:0"
-            if options.channel == "tcp"
-            else f"unix:{folder / 'stream.sock'}",
+            channel=channel,
+            dial=dial,
             spec=msgspec.structs.replace(
-                guest.spec, cpu=cpu_argument(verdict.shown, self.cpus.named)
+                guest.spec,
+                qemu=self.program(host, guest.spec.qemu),
+                cpu=cpu_argument(verdict.shown, self.cpus.named),
             ),
             source_host=guest.host,
             destination_host=host,
             created=time.time(),
             rewrite=rewrite,
+            translation=translation,
         )
 
 
@@ -223,6 +257,21 @@ def served(guest: Guest, *, translate: bool) -> Service:
         outside=translate,
         avx="avx" in guest.shown.features,
         vcpus=guest.spec.vcpus,
+    )
+
+
+def translation_for(
+    guest: Guest, verdict: Preflight, by: Service, *, warn_share: float | None = None
+) -> Translation | None:
+    """What has to be translated for a guest where ``verdict`` is about, None: nothing.
+
+    :param by: who may serve it there, as for the verdict.
+    """
+    return arrange(
+        by,
+        verdict.translated,
+        warn_share=guest.warn_share if warn_share is None else warn_share,
+        level=level_command(guest.home or guest.shown.name, verdict.destination_host),
     )
 
 
@@ -256,6 +305,8 @@ def adopt(store: GuestStore, record: MigrationRecord) -> None:
             streams=(*guest.streams, running.payload),
             translator=side.translator,
             rewritten=_rewritten(plan),
+            translation=plan.translation,
+            warn_share=plan.translation.warn_share if plan.translation else guest.warn_share,
         )
     )
 
@@ -297,6 +348,17 @@ async def recover(
         )
 
 
+async def spawn_for(guest: Guest) -> TranslatorClient:
+    """Start the translator of a running guest of ours; it is not armed.
+
+    :raises TranslatorError: it does not come up.
+    """
+    folder = guest.translator or guest.process.directory
+    return await spawn(
+        guest.process.gdb, folder, warn_share=guest.warn_share, level=guest.level_command
+    )
+
+
 async def revive_translators(store: GuestStore) -> list[str]:
     """Start the translators again that have died while their guests need them.
 
@@ -312,7 +374,7 @@ async def revive_translators(store: GuestStore) -> list[str]:
         try:
             client = await TranslatorClient.connect(guest.translator)
         except TranslatorError:
-            client = await spawn(guest.process.gdb, guest.translator)
+            client = await spawn_for(guest)
             await client.take_over()
             helped.append(name)
         await client.close()

@@ -31,9 +31,15 @@ class Preflight(Value, frozen=True):
     schema: int = SCHEMA_VERSION
 
     @property
+    def translated(self) -> frozenset[str]:
+        """The features that the translator has to cover for the guest to live there."""
+        translate = (f for f in self.findings if f.severity is Severity.TRANSLATE)
+        return frozenset(finding.subject for finding in translate)
+
+    @property
     def needs_translation(self) -> bool:
         """Whether the translator has to be armed."""
-        return any(finding.severity is Severity.TRANSLATE for finding in self.findings)
+        return bool(self.translated)
 
     def require(self) -> None:
         """Raise :class:`RefusedError` naming what blocks, if anything does."""

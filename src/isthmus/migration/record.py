@@ -20,6 +20,7 @@ import msgspec
 from isthmus.errors import EnvironmentLackError, InputError, IsthmusError
 from isthmus.hypervisor.qemu.process import LaunchSpec, ProcessIdentity
 from isthmus.migration.phases import FINAL, TRANSITIONS, Phase
+from isthmus.translate.placement import Translation
 from isthmus.translate.rewrite.record import RewriteOrder
 from isthmus.values import Value, from_json, read_bytes, to_json
 
@@ -47,8 +48,10 @@ class Plan(Value, frozen=True):
     """What a migration sets out to do.
 
     ``spec`` is how Isthmus launches the destination, None where it already waits at its monitor.
-    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder.
-    ``rewrite``: what to rewrite in the guest before it runs there, or to put back.
+    ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder;
+    ``dial`` where the source reaches it, if that is another address.
+    ``rewrite``: what to rewrite in the guest before it runs there, or to put back;
+    ``translation``: what is translated for it there, and by which placement, None: nothing.
     """
 
     id: str
@@ -61,6 +64,8 @@ class Plan(Value, frozen=True):
     destination_host: str = ""
     created: float = 0.0
     rewrite: RewriteOrder | None = None
+    translation: Translation | None = None
+    dial: str = ""
     schema: int = SCHEMA_VERSION
 
 

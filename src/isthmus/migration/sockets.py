@@ -33,9 +33,17 @@ async def move_by_socket(
     """Move the guest behind ``source`` to the QEMU that waits behind ``destination``.
 
     :param source: the absolute path of a QMP socket, as ``destination``.
-    :raises RefusedError: the two show different CPUs and ``cpu-differs`` was not accepted.
+    :raises RefusedError: the two show different CPUs and ``cpu-differs`` was not accepted, or
+        ``options`` ask for the translator by name.
     :raises MonitorGoneError: one of the sockets is no QMP monitor.
     """
+    if options.translate:
+        raise RefusedError(
+            "a guest known only by its QMP socket cannot be translated: neither what it was shown"
+            " at boot is known, nor a debug stub of its destination",
+            remedy="move one that `isthmus guest start` has started, by name, or leave out"
+            " --translate",
+        )
     name = str(source)
     with guest_lock(store.locks, name):
         if RULE not in accepted:

@@ -1,7 +1,8 @@
 """The placement inside one process: which library is preloaded, and which programs take it.
 
 A static program loads no library, and the loader ignores LD_PRELOAD for programs that gain rights
-by being executed (set-user-ID, file capabilities; ``ld.so(8)``): both are refused beforehand.
+by being executed (set-user-ID, file capabilities; ``ld.so(8)``): both are refused beforehand, as
+are programs of another word size or of another C library.
 """
 
 import os
@@ -14,7 +15,9 @@ from isthmus.errors import EnvironmentLackError, InputError
 REPORT = "ISTHMUS_RUN_REPORT"
 _ELF = b"\x7fELF"
 _X86_64, _PT_INTERP = 62, 3
-_MAX_HEADERS = 256
+_LOADER = b"ld-linux-x86-64.so.2"  # System V ABI, AMD64 supplement; glibc's everywhere
+_LOOKED_AT = 64 * 1024
+_MOST_INTERPRETERS = 5  # of a script that names a script: the kernel's own limit
 
 
 def library() -> Path:
@@ -39,18 +42,55 @@ def program(name: str) -> Path:
     if found is None:
         raise InputError(f"{name}: no such program", remedy="name a program on PATH, or its path")
     path = Path(found)
-    mode = path.stat()
-    if mode.st_mode & (stat.S_ISUID | stat.S_ISGID) and os.geteuid() not in {0, mode.st_uid}:
+    loaded = path
+    for _ in range(_MOST_INTERPRETERS):
+        with loaded.open("rb") as file:
+            data = file.read(_LOOKED_AT)
+        if data[:2] != b"#!":
+            break
+        loaded = _interpreter(data, loaded)  # which is what loads the library
+    _check_rights(loaded)
+    _check_elf(data, loaded)
+    return path
+
+
+def _interpreter(data: bytes, script: Path) -> Path:
+    """What the kernel executes a script with: the first word behind ``#!`` (``execve(2)``)."""
+    words = data[2:].split(b"\n", 1)[0].split()
+    path = Path(os.fsdecode(words[0])) if words else script
+    if not path.is_file():
         raise InputError(
-            f"{path}: set-user-ID, so nothing can be preloaded into it",
+            f"{script}: its first line names no interpreter that is here",
+            remedy="correct the line that begins with #!",
+        )
+    return path
+
+
+def _check_rights(path: Path) -> None:
+    """Secure-execution mode (``ld.so(8)``).
+
+    The effective identity becomes another than the real one, or capabilities are gained by one who
+    is not root.
+    """
+    mode = path.stat()
+    changes_user = mode.st_mode & stat.S_ISUID and mode.st_uid != os.getuid()
+    changes_group = (
+        mode.st_mode & stat.S_ISGID and mode.st_mode & stat.S_IXGRP and mode.st_gid != os.getgid()
+    )
+    gains = os.getuid() != 0 and _has_capabilities(path)
+    if changes_user or changes_group or gains:
+        kind = "file capabilities" if gains else "set-user-ID" if changes_user else "set-group-ID"
+        raise InputError(
+            f"{path}: {kind}, so nothing can be preloaded into it",
             remedy="run it as its owner, or level the guest",
         )
-    with path.open("rb") as file:
-        data = file.read(64 + 56 * _MAX_HEADERS)
-    if data[:2] == b"#!":
-        return path  # its interpreter is what loads the library
-    _check_elf(data, path)
-    return path
+
+
+def _has_capabilities(path: Path) -> bool:
+    try:
+        return bool(os.getxattr(path, "security.capability"))
+    except OSError:
+        return False  # none, or a file system that knows of none
 
 
 def _check_elf(data: bytes, path: Path) -> None:
@@ -61,15 +101,21 @@ def _check_elf(data: bytes, path: Path) -> None:
         raise InputError(f"{path}: no 64-bit x86 program", remedy="only those are translated")
     start = int.from_bytes(data[32:40], "little")
     size, count = (int.from_bytes(data[at : at + 2], "little") for at in (54, 56))
-    kinds = (
-        int.from_bytes(data[start + size * number : start + size * number + 4], "little")
-        for number in range(min(count, _MAX_HEADERS))
+    headers = [data[start + size * n : start + size * n + 40] for n in range(min(count, 256))]
+    for header in headers:
+        if int.from_bytes(header[:4], "little") == _PT_INTERP:
+            offset = int.from_bytes(header[8:16], "little")
+            loader = data[offset : offset + 256].split(b"\0", 1)[0]
+            if loader.rsplit(b"/", 1)[-1] != _LOADER:
+                raise InputError(
+                    f"{path}: not made for glibc, which the preloaded library needs",
+                    remedy="use a build for glibc, or level the guest",
+                )
+            return
+    raise InputError(
+        f"{path}: static, so nothing can be preloaded into it",
+        remedy="use a dynamically linked build, or level the guest",
     )
-    if _PT_INTERP not in kinds:
-        raise InputError(
-            f"{path}: static, so nothing can be preloaded into it",
-            remedy="use a dynamically linked build, or level the guest",
-        )
 
 
 def environment(inherited: dict[str, str], report: Path | None) -> dict[str, str]:

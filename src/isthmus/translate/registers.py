@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from isthmus.translate._core import ffi, lib
+from isthmus.translate.paging import Space
 from isthmus.translate.rsp import write_register
 
 SIZE = 608
@@ -17,6 +18,7 @@ SIZE = 608
 _ORDER = (0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15)
 _NUMBER = {encoding: number for number, encoding in enumerate(_ORDER)}
 _ENCODED_RSP = 4
+_FLAGS = 136
 _BASES, _CR0, _CR3, _CR4 = 164, 188, 204, 212
 _X87, _X87_CONTROL = 236, 316
 _XMM = 348
@@ -53,10 +55,19 @@ class Registers:
         """The status word of the x87, with the top of its stack."""
         return int(_CONTROL_STATUS.unpack_from(self.data, _X87_CONTROL)[1]) & 0xFFFF
 
+    @property
+    def flags(self) -> int:
+        """EFLAGS."""
+        return int.from_bytes(self.data[_FLAGS : _FLAGS + 4], "little")
+
     def control(self, number: int) -> int:
         """CR0, CR3 or CR4."""
         offset = {0: _CR0, 3: _CR3, 4: _CR4}[number]
         return int(_QUAD.unpack_from(self.data, offset)[0])
+
+    def space(self, *, user: bool) -> Space:
+        """The address space in force, as a program or the kernel sees it."""
+        return Space(cr0=self.control(0), cr3=self.control(3), cr4=self.control(4), user=user)
 
     def load(self, state: Any) -> None:
         """Fill ``struct isthmus_machine`` but for RIP, RFLAGS, RSP, mode and CPL, see the frame."""

@@ -33,18 +33,13 @@ import re
 from isthmus.errors import HypervisorError
 from isthmus.translate.paging import PAGE, Reached, Refused, Space, walk
 from isthmus.translate.rsp import Stub, unhex
+from isthmus.translate.tables import COMMAND, plugged, read_tables
 from isthmus.values import Value
 
 UD_VECTOR = 6
 SEARCH_BYTES = 0x8000
 IRETQ = bytes.fromhex("48cf")
 _PADDING = re.compile(rb"\xcc{64,}")
-_CPU = re.compile(r"CPU#(\d{1,4})\s*\n(.*?)(?=\nCPU#|\Z)", re.DOTALL)
-_TABLE = r"=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})"
-_GDT, _IDT = re.compile("GDT" + _TABLE), re.compile("IDT" + _TABLE)
-_CONTROL = re.compile(r"CR(0|3|4)=([0-9a-f]{8,16})")
-_EFER = re.compile(r"EFER=([0-9a-f]{16})")
-_EFER_LMA = 1 << 10
 _PTI_SWITCH = 1 << 12
 
 # What a handler may begin with that changes nothing (Intel SDM vol. 2B, NOP; vol. 2A, ENDBR64).
@@ -114,7 +109,7 @@ class Vectors(Value, frozen=True):
 
     ``entry``: the #UD handler's first instruction; ``after``: a place behind it that is as good a
     beginning, None if there is none; ``iretq``: where to resume; ``island``: None if the guest has
-    no padding; ``vcpus``: those that have been started.
+    no padding; ``vcpus``: those that have been started; ``plugged``: how many there are.
     """
 
     entry: int
@@ -122,6 +117,7 @@ class Vectors(Value, frozen=True):
     iretq: int
     island: Island | None
     vcpus: tuple[Vcpu, ...]
+    plugged: int
 
     def vcpu(self, number: int) -> Vcpu | None:
         """One vCPU's tables."""
@@ -140,7 +136,8 @@ async def find_vectors(stub: Stub) -> Vectors:
     entries: set[int] = set()
     vcpus: list[Vcpu] = []
     space: Space | None = None
-    for tables in _tables(await stub.command("info registers -a")):
+    text = await stub.command(COMMAND)
+    for tables in read_tables(text):
         await select(stub, tables.number)
         gate = await stub.memory(tables.idt + UD_VECTOR * 16, 16)
         found = handler_of(gate, any_stack=True)
@@ -157,13 +154,18 @@ async def find_vectors(stub: Stub) -> Vectors:
             )
         )
         space = space or tables.space
-    if len(entries) != 1 or space is None:
+    if len(entries) > 1:
         raise NoEntryError(
-            f"{len(entries)} entries for #UD found in the guest",
-            remedy="it must run a 64-bit kernel with one interrupt table",
+            f"{len(entries)} entries for #UD found in the guest: its vCPUs have handlers of their "
+            "own",
+            remedy="level the guest instead: only kernels with one #UD handler are translated",
+        )
+    if space is None:
+        raise NoEntryError(
+            "0 entries for #UD found in the guest", remedy="it must run a 64-bit kernel"
         )
     await select(stub, vcpus[0].number)
-    return await _around(stub, entries.pop(), tuple(vcpus), space)
+    return await _around(stub, entries.pop(), tuple(vcpus), space, plugged(text))
 
 
 async def unchanged(stub: Stub, vectors: Vectors) -> bool:
@@ -171,9 +173,7 @@ async def unchanged(stub: Stub, vectors: Vectors) -> bool:
 
     Not so after a reboot or a kexec, or when a vCPU was plugged in.
     """
-    now = _tables(await stub.command("info registers -a"))
-    known = {(vcpu.number, vcpu.idt, vcpu.gdt) for vcpu in vectors.vcpus}
-    if {(tables.number, tables.idt, tables.gdt) for tables in now} != known:
+    if moved(await stub.command(COMMAND), vectors):
         return False
     for vcpu in vectors.vcpus:
         await select(stub, vcpu.number)
@@ -182,42 +182,19 @@ async def unchanged(stub: Stub, vectors: Vectors) -> bool:
     return True
 
 
-class _Tables(Value, frozen=True):
-    """What QEMU's monitor says of one vCPU in long mode."""
+def moved(text: str, vectors: Vectors) -> bool:
+    """Whether a vCPU's tables lie elsewhere, or there are others, by ``info registers -a``.
 
-    number: int
-    idt: int
-    idt_limit: int
-    gdt: int
-    gdt_limit: int
-    space: Space
-
-
-def _tables(text: str) -> list[_Tables]:
-    """Read ``info registers -a``; but for vCPUs that are not in long mode."""
-    found = []
-    for match in _CPU.finditer(text):
-        registers = match[2]
-        idt, gdt, efer = (pattern.search(registers) for pattern in (_IDT, _GDT, _EFER))
-        if idt is None or gdt is None or efer is None or not int(efer[1], 16) & _EFER_LMA:
-            continue
-        control = {int(name): int(value, 16) for name, value in _CONTROL.findall(registers)}
-        if not {0, 3, 4} <= control.keys():
-            continue
-        found.append(
-            _Tables(
-                number=int(match[1]),
-                idt=int(idt[1], 16),
-                idt_limit=int(idt[2], 16),
-                gdt=int(gdt[1], 16),
-                gdt_limit=int(gdt[2], 16),
-                space=Space(cr0=control[0], cr3=control[3], cr4=control[4], user=False),
-            )
-        )
-    return found
+    One that is not started yet counts: QEMU gives a breakpoint to the vCPUs that there are.
+    """
+    known = {(vcpu.number, vcpu.idt, vcpu.gdt) for vcpu in vectors.vcpus}
+    now = {(tables.number, tables.idt, tables.gdt) for tables in read_tables(text)}
+    return now != known or plugged(text) != vectors.plugged
 
 
-async def _around(stub: Stub, entry: int, vcpus: tuple[Vcpu, ...], space: Space) -> Vectors:
+async def _around(
+    stub: Stub, entry: int, vcpus: tuple[Vcpu, ...], space: Space, number: int
+) -> Vectors:
     """Search the text behind the entry, and where that is not enough before it."""
     start = entry & -PAGE
     code = await stub.memory(start, SEARCH_BYTES)
@@ -242,6 +219,7 @@ async def _around(stub: Stub, entry: int, vcpus: tuple[Vcpu, ...], space: Space)
         iretq=iretq,
         island=Island(address=island) if island is not None else None,
         vcpus=vcpus,
+        plugged=number,
     )
 
 
@@ -293,11 +271,6 @@ async def read_physical(stub: Stub, places: list[int]) -> list[int]:
 def quadword(answer: bytes) -> int:
     """The number in the answer to reading a quadword; 0 if it could not be read."""
     return int.from_bytes(unhex(answer), "little") if len(answer) == 16 else 0
-
-
-async def read_gate(stub: Stub, idt: int, vector: int) -> int | None:
-    """The handler in a gate that may be entered by a jump, None if it has none."""
-    return handler_of(await stub.memory(idt + vector * 16, 16))
 
 
 def handler_of(gate: bytes, *, any_stack: bool = False) -> int | None:

@@ -6,6 +6,7 @@ destination has proved itself (:func:`GuestStore.adopt` is the ``adopt`` of the 
 
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from isthmus.hypervisor.qemu.process import (
     QemuProcess,
     private_directory,
 )
+from isthmus.translate.placement import WARN_SHARE, Translation
 from isthmus.values import Value, read_value, to_json
 
 SCHEMA_VERSION = 1
@@ -29,7 +31,9 @@ class Guest(Value, frozen=True):
     boot and keeps.  ``streams`` are the payload's report files in the order of the hops, and
     ``translator`` the folder of the translator where one is armed; ``module``: its kernel has the
     translator's module loaded, so that it needs none outside; ``rewritten`` the record of what is
-    not in its memory as it was at home.
+    not in its memory as it was at home.  ``translation`` says what is translated for it where it
+    is, ``warn_share`` above which share of a vCPU its cost is warned of, ``home`` on which host it
+    booted (empty where that was not written down).
     """
 
     name: str
@@ -41,12 +45,25 @@ class Guest(Value, frozen=True):
     translator: Path | None = None
     module: bool = False
     rewritten: Path | None = None
+    translation: Translation | None = None
+    warn_share: float = WARN_SHARE
+    home: str = ""
     schema: int = SCHEMA_VERSION
 
     @property
     def hops(self) -> int:
         """How many moves are behind it."""
         return len(self.streams) - 1
+
+    @property
+    def level_command(self) -> str:
+        """The command that computes the CPU to boot it with so that it needs no translation."""
+        return level_command(self.home or self.shown.name, self.host)
+
+
+def level_command(home: str, host: str) -> str:
+    """The command that computes the level of the host a guest booted on and another."""
+    return shlex.join(["isthmus", "level", *dict.fromkeys((home, host))])
 
 
 class GuestStore:

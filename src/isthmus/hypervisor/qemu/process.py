@@ -60,6 +60,7 @@ class LaunchSpec(Value, frozen=True):
             "-rtc", "base=utc,clock=host",
             *_monitor("qmp", directory / "qmp.sock"),
             *_monitor("observe", directory / "observe.sock"),
+            *_monitor("look", directory / "look.sock"),  # the translator's, see its lookout
             "-chardev", f"socket,id=gdb,path={_escaped(directory / 'gdb.sock')},server=on,wait=off",
             "-gdb", "chardev:gdb",
             "-chardev", f"file,id=console,path={_escaped(directory / 'console.log')}",

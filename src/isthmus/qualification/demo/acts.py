@@ -199,7 +199,7 @@ async def translated(play: Play) -> ActResult:
         play.stage.machine(test=",".join(sorted(tests))),
         lives_with_parent=True,
     )
-    preflight = play.stage.hosts.check(guest, play.destination, translate=True)
+    preflight = play.stage.hosts.check(guest, play.destination)
     journey = _Journey(play, guest, begun)
     problem: IsthmusError | str | None = None
     work: TranslatorStatus | None = None

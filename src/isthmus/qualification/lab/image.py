@@ -64,16 +64,21 @@ class GuestImage(Value, frozen=True):
     key: str
 
 
-def command_line(options: Mapping[str, object] | None = None, **more: object) -> str:
+def command_line(
+    options: Mapping[str, object] | None = None, *, clock: str = "tsc", **more: object
+) -> str:
     """The kernel command line of a lab guest; options become ``isthmus.NAME=VALUE`` words.
 
     ``tsc=reliable clocksource=tsc`` makes the kernel read its clock by RDTSC or RDTSCP, as it does
-    on real hosts of one kind; ``panic=-1`` resets at once, which QEMU can turn into a pause.
+    on real hosts of one kind, unless ``clock`` is another clock source or empty (the kernel's own
+    choice); ``panic=-1`` resets at once, which QEMU can turn into a pause.
     What each option means: ``docs/payload.md``.
 
     :raises InputError: an option's name or value cannot stand on a kernel command line.
     """
-    words = ["console=ttyS0", "quiet", "panic=-1", "tsc=reliable", "clocksource=tsc"]
+    words = ["console=ttyS0", "quiet", "panic=-1"]
+    if clock:
+        words += [*(["tsc=reliable"] if clock == "tsc" else []), f"clocksource={clock}"]
     for name, value in {**(options or {}), **more}.items():
         word = f"isthmus.{name}={int(value) if isinstance(value, bool) else value}"
         if not word.isascii() or not word.isprintable() or set(word) & set(" \"'"):
@@ -104,7 +109,7 @@ def build_image(
         module = inside_module(guest_kernel.release, cache=cache, progress=progress)
         modules = (*guest_kernel.modules, (build.NAME, module))
         guest_kernel = msgspec.structs.replace(guest_kernel, modules=modules)
-    busybox = _busybox(cache, progress)
+    busybox = static_busybox(cache, progress)
     payload = build_payload(cache, progress=progress).read_bytes()
     image = read_bytes(guest_kernel.vmlinuz, limit=256 << 20)
     initrd = archive([*_entries(guest_kernel, busybox, payload), *more])
@@ -143,7 +148,7 @@ def _entries(kernel: GuestKernel, busybox: bytes, payload: bytes) -> Iterator[En
     yield file("lib/modules/order", order.encode())
 
 
-def _busybox(cache: Path, progress: Callable[[str], None]) -> bytes:
+def static_busybox(cache: Path, progress: Callable[[str], None]) -> bytes:
     """A static busybox: this machine's, or from its package without installing it."""
     for name in ("/bin/busybox", "/usr/lib/initramfs-tools/bin/busybox"):
         path = Path(name)

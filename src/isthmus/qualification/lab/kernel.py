@@ -46,25 +46,31 @@ class GuestKernel(Value, frozen=True):
 
 
 def fetch_kernel(
-    selector: str | None = None, *, cache: Path, progress: Callable[[str], None]
+    selector: str | None = None,
+    *,
+    cache: Path,
+    progress: Callable[[str], None],
+    wanted: tuple[str, ...] = WANTED,
 ) -> GuestKernel:
     """A kernel, from the cache or freshly fetched.
 
     :param selector: None for the distribution's default; a series such as ``6.12``; a package; or
         the path of a vmlinuz with its modules in ``modules/`` or ``lib/modules/RELEASE`` beside
         it, or in ``/lib/modules/RELEASE`` (a kernel with virtio built in needs none).
+    :param wanted: the modules to take, with those that they need.
     :raises EnvironmentLackError: apt or dpkg is missing or does not know the package.
     :raises InputError: the selector names nothing usable.
     """
     if selector is not None and "/" in selector:
         path = Path(selector)
         image = read_bytes(path, limit=KERNEL_LIMIT)
-        return _own(path, kernel_release(image, where=str(path)))
+        return _own(path, kernel_release(image, where=str(path)), wanted)
     chosen = choose_packages(selector)
-    key = key_of(RECIPE, *(package.sha256 for package in chosen))
+    more = () if wanted == WANTED else wanted
+    key = key_of(RECIPE, *(package.sha256 for package in chosen), *more)
 
     def make(scratch: Path) -> Made:
-        return _from_packages(chosen, scratch, progress)
+        return _from_packages(chosen, scratch, progress, wanted)
 
     return _restored(obtain(cache, "kernels", key, make))
 
@@ -147,7 +153,10 @@ def _concrete(package: Package) -> tuple[Package, ...]:
 
 
 def _from_packages(
-    chosen: tuple[Package, ...], scratch: Path, progress: Callable[[str], None]
+    chosen: tuple[Package, ...],
+    scratch: Path,
+    progress: Callable[[str], None],
+    wanted: tuple[str, ...],
 ) -> Made:
     image = b""
     found: dict[str, tuple[str, bytes]] = {}
@@ -160,7 +169,7 @@ def _from_packages(
                 path = paths.get(name)
                 return decompress(path, archive.read(path)) if path else None
 
-            for name, content in _closure(read).items():
+            for name, content in _closure(read, wanted).items():
                 found[name] = (name, content)
             for name in archive.names:
                 if name.startswith("boot/vmlinuz-"):
@@ -171,7 +180,7 @@ def _from_packages(
         )
     release = kernel_release(image, where=chosen[0].name)
     modules = dict(found.values())
-    order = load_order(modules)
+    order = load_order(modules, wanted)
     files = {"vmlinuz": image} | {f"{name}.ko": modules[name] for name in order}
     return Made(files=files, facts={"release": release, "modules": " ".join(order)})
 
@@ -185,7 +194,7 @@ def _restored(stored: Stored) -> GuestKernel:
     )
 
 
-def _own(path: Path, release: str) -> GuestKernel:
+def _own(path: Path, release: str, wanted: tuple[str, ...]) -> GuestKernel:
     folders = (
         path.parent / "modules",
         path.parent / "lib/modules" / release,
@@ -205,18 +214,18 @@ def _own(path: Path, release: str) -> GuestKernel:
         file = paths.get(name)
         return decompress(str(file), read_bytes(file, limit=MODULE_LIMIT)) if file else None
 
-    modules = _closure(read)
+    modules = _closure(read, wanted)
     return GuestKernel(
         release=release,
         vmlinuz=path,
-        modules=tuple((name, modules[name]) for name in load_order(modules)),
+        modules=tuple((name, modules[name]) for name in load_order(modules, wanted)),
     )
 
 
-def _closure(read: Callable[[str], bytes | None]) -> dict[str, bytes]:
+def _closure(read: Callable[[str], bytes | None], wanted: tuple[str, ...]) -> dict[str, bytes]:
     """The wanted modules and, step by step, those that they name."""
     found: dict[str, bytes] = {}
-    waiting = list(WANTED)
+    waiting = list(wanted)
     while waiting:
         name = waiting.pop()
         content = None if name in found else read(name)

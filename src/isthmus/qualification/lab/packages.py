@@ -9,12 +9,15 @@ nothing is ever unpacked to a path that the package chose.
 
 import contextlib
 import hashlib
+import os
+import platform
+import pwd
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path, PurePosixPath
 
 from isthmus.errors import EnvironmentLackError, InputError
@@ -25,17 +28,33 @@ MAX_MEMBER_BYTES = 256 << 20
 MAX_MEMBERS = 200_000
 APT_TIMEOUT_S = 60
 DOWNLOAD_TIMEOUT_S = 900
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Debian's keys, where its package puts them (debian-archive-keyring)."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Package(Value, frozen=True):
-    """One version of one package as apt's lists describe it; ``depends`` are bare names."""
+    """One version of one package as apt's lists describe it.
+
+    ``depends`` are bare names, with what is only recommended; ``needs`` are without it.
+    """
 
     name: str
     version: str
     sha256: str
     depends: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+class Lists(Value, frozen=True):
+    """Package lists to read: options for apt; none for those of this machine."""
+
+    options: tuple[str, ...] = ()
+
+
+HERE = Lists()
 
 
 class Archive:
@@ -88,21 +107,116 @@ def find(name: str) -> Package | None:
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name}: not a package name", remedy="see `apt-cache search linux-image`")
-    text = _apt("apt-cache", "show", "--no-all-versions", name)
-    fields = _fields(text)
-    if fields.get("Package") != name or not _SHA256.fullmatch(fields.get("SHA256", "")):
+    package = _package(_apt("apt-cache", "show", "--no-all-versions", name))
+    return package if package is not None and package.name == name else None
+
+
+def _package(stanza: str) -> Package | None:
+    fields = _fields(stanza)
+    if not _SHA256.fullmatch(fields.get("SHA256", "")):
         return None
     return Package(
-        name=name,
+        name=fields.get("Package", ""),
         version=fields.get("Version", ""),
         sha256=fields["SHA256"],
-        depends=tuple(
-            part.split("|")[0].split("(")[0].strip().removesuffix(":any")
-            for field in ("Depends", "Recommends")
-            for part in fields.get(field, "").split(",")
-            if part.strip()
-        ),
+        depends=(*_named(fields.get("Depends", "")), *_named(fields.get("Recommends", ""))),
+        needs=(*_named(fields.get("Pre-Depends", "")), *_named(fields.get("Depends", ""))),
     )
+
+
+def _named(field: str) -> tuple[str, ...]:
+    """The bare names of a field of dependencies, of alternatives the first."""
+    return tuple(
+        part.split("|")[0].split("(")[0].strip().removesuffix(":any")
+        for part in field.split(",")
+        if part.strip()
+    )
+
+
+def of_suite(suite: str, folder: Path) -> Lists | None:
+    """The lists of another suite of this machine's own distribution, fetched into ``folder``.
+
+    Nothing of this machine is changed.  None where they cannot be had.
+
+    :param suite: for example ``trixie``.
+    """
+    if not _NAME.fullmatch(suite):
+        raise InputError(f"{suite}: not the name of a suite")
+    archive = _archive()
+    if archive is None:
+        return None
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    keys = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+    sources = folder / "sources.list"
+    sources.write_text(f"deb {keys}{archive} {suite} main\n", encoding="utf-8")
+    lists = Lists(
+        options=tuple(
+            word
+            for setting in (
+                f"Dir::State::lists={folder / 'lists'}",
+                f"Dir::Cache={folder / 'cache'}",
+                f"Dir::Etc::sourcelist={sources}",
+                "Dir::Etc::sourceparts=/dev/null",
+                "Acquire::Languages=none",
+                # As root apt would become another user, who cannot write into our folder.
+                f"APT::Sandbox::User={pwd.getpwuid(os.geteuid()).pw_name}",
+            )
+            for word in ("-o", setting)
+        )
+    )
+    fetched = any((folder / "lists").glob("*_Packages*"))
+    if not fetched:
+        done = _run(["apt-get", "-q", *lists.options, "update"], cwd=None, timeout=APT_TIMEOUT_S)
+        fetched = done.returncode == 0 and any((folder / "lists").glob("*_Packages*"))
+    return lists if fetched else None
+
+
+def _archive() -> str | None:
+    """The address that this machine's apt has for its own distribution."""
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    rows = _apt(
+        "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        "Created-By: Packages",
+    )  # fmt: skip
+    for row in rows.splitlines():
+        address, _, rest = row.partition(" ")
+        if rest == f"{release} main":
+            return address
+    return None
+
+
+def with_needs(
+    roots: Collection[str], wanted: Callable[[str], bool], *, lists: Lists = HERE
+) -> tuple[Package, ...]:
+    """The packages ``roots`` and all that they need, by name; only what is ``wanted`` is followed.
+
+    A name that no package has (a virtual package) is left out.
+
+    :raises EnvironmentLackError: apt's lists do not have a root.
+    """
+    found: dict[str, Package] = {}
+    asked: set[str] = set()
+    waiting = set(roots)
+    while waiting:
+        asked |= waiting
+        text = _apt(
+            "apt-cache", *lists.options, "show", "--no-all-versions", *sorted(waiting), partly=True
+        )
+        for stanza in text.split("\n\n"):
+            package = _package(stanza)
+            if package is not None and package.name in waiting:
+                found[package.name] = package
+        waiting = {
+            name
+            for package in found.values()
+            for name in package.needs
+            if name not in asked and _NAME.fullmatch(name) and wanted(name)
+        }
+    for root in roots:
+        if root not in found:
+            required(root)
+    return tuple(found[name] for name in sorted(found))
 
 
 def names(prefix: str) -> tuple[str, ...]:
@@ -128,47 +242,69 @@ def opened(package: Package, *, scratch: Path) -> Iterator[Archive]:
     :raises EnvironmentLackError: it cannot be downloaded, or its content is not what apt's lists
         promise, or there is no room.
     """
+    with contextlib.closing(each_opened((package,), scratch=scratch)) as only:
+        for _, archive in only:
+            yield archive
+
+
+def each_opened(
+    chosen: Collection[Package], *, scratch: Path, lists: Lists = HERE
+) -> Generator[tuple[Package, Archive], None, None]:
+    """Download packages with one call of apt, and open them one after the other.
+
+    :raises EnvironmentLackError: as :func:`opened`.
+    """
     with tempfile.TemporaryDirectory(prefix="package-", dir=scratch) as name:
         folder = Path(name)
-        deb = _download(package, folder)
-        try:
-            spool = _unwrapped(deb, folder / "content.tar")
-            with tarfile.open(spool, mode="r:") as tar:
-                yield Archive(tar, package.name)
-        except tarfile.TarError as error:
-            raise InputError(
-                f"{package.name}: its content is not a tar archive: {error}"
-            ) from error
-        except OSError as error:
-            raise EnvironmentLackError(
-                f"{package.name}: cannot be opened below {scratch}: {error.strerror or error}",
-                remedy="free some space there or choose another folder with ISTHMUS_CACHE",
-            ) from error
+        files = _download(chosen, folder, lists)
+        for package in chosen:
+            try:
+                spool = _unwrapped(files[package.sha256], folder / "content.tar")
+                with tarfile.open(spool, mode="r:") as tar:
+                    yield package, Archive(tar, package.name)
+            except tarfile.TarError as error:
+                raise InputError(
+                    f"{package.name}: its content is not a tar archive: {error}"
+                ) from error
+            except OSError as error:
+                raise EnvironmentLackError(
+                    f"{package.name}: cannot be opened below {scratch}: {error.strerror or error}",
+                    remedy="free some space there or choose another folder with ISTHMUS_CACHE",
+                ) from error
 
 
-def _download(package: Package, folder: Path) -> Path:
+def _download(chosen: Collection[Package], folder: Path, lists: Lists) -> dict[str, Path]:
+    """The packages' files by their SHA-256, which is the promised one."""
     # In its own folder apt needs no root; as root it only warns that its sandbox user cannot
     # write there.
     done = _run(
-        ["apt-get", "-q", "download", f"{package.name}={package.version}"],
+        [
+            "apt-get",
+            "-q",
+            *lists.options,
+            "download",
+            *(f"{one.name}={one.version}" for one in chosen),
+        ],
         cwd=folder,
         timeout=DOWNLOAD_TIMEOUT_S,
     )
-    found = sorted(folder.glob("*.deb"))
-    if done.returncode != 0 or len(found) != 1:
+    found = {}
+    for path in sorted(folder.glob("*.deb")):
+        with path.open("rb") as file:
+            found[hashlib.file_digest(file, "sha256").hexdigest()] = path
+    label = ", ".join(one.name for one in chosen if one.sha256 not in found)[:200]
+    if done.returncode != 0 or len(found) != len({one.sha256 for one in chosen}):
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         raise EnvironmentLackError(
-            f"package {package.name} cannot be downloaded: {' '.join(lines)[:300] or 'no reason'}",
+            f"package {label} cannot be downloaded: {' '.join(lines)[:300] or 'no reason'}",
             remedy="check the network, or run `apt-get update` as root",
         )
-    with found[0].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != package.sha256:
+    if label:
         raise EnvironmentLackError(
-            f"package {package.name}: its SHA-256 is {digest}, apt's lists say {package.sha256}",
+            f"package {label}: its SHA-256 is {', '.join(found)[:200]}, apt's lists say another",
             remedy="run `apt-get update` as root and try again",
         )
-    return found[0]
+    return found
 
 
 def _unwrapped(deb: Path, spool: Path) -> Path:
@@ -209,9 +345,10 @@ def _fields(text: str) -> dict[str, str]:
     return fields
 
 
-def _apt(*command: str) -> str:
+def _apt(*command: str, partly: bool = False) -> str:
+    """What apt prints; ``partly``: also where it does not know one of several names."""
     done = _run(list(command), cwd=None, timeout=APT_TIMEOUT_S)
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout if done.returncode == 0 or partly else ""
 
 
 def _run(

@@ -45,23 +45,27 @@ def build_payload(
 
     def make(scratch: Path) -> Made:
         progress("compiling the payload")
-        return Made(files={"payload": _compiled(files, scratch, compiler)})
+        return Made(files={"payload": compiled(files, scratch, compiler)})
 
     program = obtain(cache, "payloads", key, make).folder / "payload"
     program.chmod(0o755)
     return program
 
 
-def _compiled(files: dict[str, bytes], scratch: Path, compiler: str) -> bytes:
+def compiled(files: dict[str, bytes], scratch: Path, compiler: str) -> bytes:
+    """One static program of these sources, compiled in the folder ``scratch``.
+
+    :raises EnvironmentLackError: it does not compile here.
+    """
     for name, text in files.items():
         (scratch / name).write_bytes(text)
     units = [name for name in files if name.endswith(".c")]
-    done = _run([compiler, *FLAGS, "-o", "payload", *units], scratch)
+    done = _run([compiler, *FLAGS, "-o", "program", *units], scratch)
     if done.returncode != 0:
         raise EnvironmentLackError(
-            f"the payload does not compile: {done.stderr.strip()[-400:]}", remedy=_REMEDY
+            f"{', '.join(units)}: does not compile: {done.stderr.strip()[-400:]}", remedy=_REMEDY
         )
-    return (scratch / "payload").read_bytes()
+    return (scratch / "program").read_bytes()
 
 
 def compiler_version(compiler: str) -> str:

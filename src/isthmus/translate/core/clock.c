@@ -13,7 +13,7 @@ static void run_clock(struct instruction *insn)
     set_gpr(insn, RDX, 32, insn->machine->tsc >> 32);
     set_gpr(insn, RCX, 32, insn->machine->tsc_aux);
     insn->outcome->touched |= ISTHMUS_USED_TSC;
-    finish(insn, ISTHMUS_RDTSCP);
+    step_over(insn);
 }
 
 bool execute_clock(struct instruction *insn)
@@ -23,9 +23,11 @@ bool execute_clock(struct instruction *insn)
     uint8_t byte = take_byte(insn);
     if (!insn->ended && byte != 0xf9)
         return false;
-    if (insn->ended || insn->repeat || insn->operand_size)
+    if (insn->ended || insn->repeat || insn->operand_size) {
         decline(insn);
-    else
-        insn->run = run_clock;
+        return true;
+    }
+    insn->lean = LEAN_GENERAL | LEAN_CLOCK;
+    insn->run = run_clock;
     return true;
 }

@@ -62,24 +62,13 @@ void isthmus_execute(struct isthmus_machine *machine, const uint8_t *code, size_
     execute(&insn, available);
 }
 
-void isthmus_learn(struct isthmus_site *site, struct isthmus_machine *machine, const uint8_t *code,
+bool isthmus_learn(struct instruction *insn, struct isthmus_machine *machine, const uint8_t *code,
                    size_t available, const struct isthmus_memory *memory,
                    struct isthmus_outcome *outcome)
 {
-    struct instruction insn = begin(machine, code, available, memory, outcome);
-    execute(&insn, available);
-    if (!insn.run || insn.ended)
-        return;
-    for (unsigned i = 0; i < 2; i++) {
-        unsigned bytes = insn.at > 8 * i ? (unsigned)insn.at - 8 * i : 0;
-        site->mask[i] = bytes >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * bytes) - 1;
-        __builtin_memcpy(&site->bytes[i], code + 8 * i, 8);
-        site->bytes[i] &= site->mask[i];
-    }
-    site->mode = machine->mode;
-    site->lean = insn.lean;
-    site->length = (uint8_t)insn.at;
-    site->decoded = insn;
+    *insn = begin(machine, code, available, memory, outcome);
+    execute(insn, available);
+    return insn->run && insn->lean && !insn->ended;
 }
 
 const char *isthmus_mnemonic_name(uint32_t mnemonic)

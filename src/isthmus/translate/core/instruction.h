@@ -17,6 +17,14 @@ enum { LONGEST = 15 }; /* a longer instruction raises #GP, never #UD */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI };
 enum { MAP_ONE_BYTE, MAP_0F, MAP_0F38, MAP_0F3A, MAP_XOP8 = 8, MAP_XOP9, MAP_XOPA };
 
+/* What the work of a decoded instruction touches beyond RIP, CR0, CR4, mode and CPL; never MMX nor MXCSR. */
+enum lean {
+    LEAN_XMM = 1,      /* those of reg, r/m and vvvv, and XMM0 to XMM7 */
+    LEAN_YMM = 2,      /* all of them, with LEAN_XMM */
+    LEAN_GENERAL = 4,  /* and the flags */
+    LEAN_CLOCK = 8     /* the TSC and its TSC_AUX, which have to be read freshly */
+};
+
 struct instruction {
     struct isthmus_machine *machine;
     const struct isthmus_memory *memory;
@@ -46,7 +54,7 @@ struct instruction {
      * chose in `operation`: then the decoded instruction can be kept and run again. */
     void (*run)(struct instruction *insn);
     const void *operation;
-    bool lean; /* it touches vector registers only: no general ones, no flags, no memory */
+    uint8_t lean; /* of enum lean: all that the work touches; 0: anything, memory too */
 };
 
 /* decode.c */
@@ -98,16 +106,24 @@ static inline void set_xmm_low(struct instruction *insn, unsigned number, uint64
 /* The name of what is under way, for faults that may follow. */
 static inline void name_it(struct instruction *insn, uint32_t mnemonic)
 {
-    insn->outcome->mnemonic = mnemonic;
-    insn->outcome->length = (uint32_t)insn->at;
+    struct isthmus_outcome *outcome = insn->outcome;
+    outcome->mnemonic = mnemonic;
+    outcome->length = (uint32_t)insn->at;
+}
+
+/* What has its name is done. */
+static inline void step_over(struct instruction *insn)
+{
+    struct isthmus_machine *machine = insn->machine;
+    insn->outcome->kind = ISTHMUS_DONE;
+    uint64_t next = machine->rip + insn->at;
+    machine->rip = machine->mode == 64 ? next : next & 0xffffffff;
 }
 
 static inline void finish(struct instruction *insn, uint32_t mnemonic)
 {
     name_it(insn, mnemonic);
-    insn->outcome->kind = ISTHMUS_DONE;
-    uint64_t next = insn->machine->rip + insn->at;
-    insn->machine->rip = insn->machine->mode == 64 ? next : next & 0xffffffff;
+    step_over(insn);
 }
 
 /* Whether SSE instructions are legal, else the outcome is written.  EM or no OSFXSR is a true #UD, TS
@@ -115,11 +131,12 @@ static inline void finish(struct instruction *insn, uint32_t mnemonic)
  * vol. 4, 1.6). */
 static inline bool sse_usable(struct instruction *insn)
 {
-    if ((insn->machine->cr0 & CR0_EM) || !(insn->machine->cr4 & CR4_OSFXSR)) {
+    const struct isthmus_machine *machine = insn->machine;
+    if ((machine->cr0 & CR0_EM) || !(machine->cr4 & CR4_OSFXSR)) {
         decline(insn);
         return false;
     }
-    if (insn->machine->cr0 & CR0_TS) {
+    if (machine->cr0 & CR0_TS) {
         fault(insn, VECTOR_NM, false, 0);
         return false;
     }

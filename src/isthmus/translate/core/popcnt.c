@@ -14,16 +14,18 @@ static void run_popcnt(struct instruction *insn)
     set_gpr(insn, insn->reg, bits, count);
     set_flags(insn, FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF,
               value ? 0 : FLAG_ZF);
-    finish(insn, ISTHMUS_POPCNT);
+    step_over(insn);
 }
 
 bool execute_popcnt(struct instruction *insn)
 {
     if (insn->map != MAP_0F || insn->opcode != 0xb8 || insn->repeat != 0xf3)
         return false;
-    if (!decode_operands(insn))
+    if (!decode_operands(insn)) {
         decline(insn);
-    else
-        insn->run = run_popcnt;
+        return true;
+    }
+    insn->lean = insn->is_memory ? 0 : LEAN_GENERAL;
+    insn->run = run_popcnt;
     return true;
 }

@@ -24,31 +24,32 @@ static uint64_t insert(uint64_t into, uint64_t value, unsigned length, unsigned 
     return (into & ~(mask << index)) | (value & mask) << index;
 }
 
+/* The immediate form of EXTRQ names its register in ModRM.rm, with ModRM.reg as opcode extension. */
 static void run_extrq(struct instruction *insn)
 {
-    /* The immediate form names its register in ModRM.rm, with ModRM.reg as opcode extension. */
+    struct isthmus_machine *machine = insn->machine;
     bool immediate = insn->opcode == 0x78;
-    unsigned target = immediate ? insn->rm : insn->reg;
     name_it(insn, ISTHMUS_EXTRQ);
     if (!sse_usable(insn))
         return;
-    uint64_t control = immediate ? insn->immediate : xmm_quad(insn->machine, insn->rm, 0);
-    uint64_t value = xmm_quad(insn->machine, target, 0);
+    unsigned target = immediate ? insn->rm : insn->reg;
+    uint64_t control = immediate ? insn->immediate : xmm_quad(machine, insn->rm, 0);
+    uint64_t value = xmm_quad(machine, target, 0);
     set_xmm_low(insn, target, extract(value, control & 63, control >> 8 & 63));
-    finish(insn, ISTHMUS_EXTRQ);
+    step_over(insn);
 }
 
 static void run_insertq(struct instruction *insn)
 {
+    struct isthmus_machine *machine = insn->machine;
     name_it(insn, ISTHMUS_INSERTQ);
     if (!sse_usable(insn))
         return;
-    uint64_t control =
-        insn->opcode == 0x78 ? insn->immediate : xmm_quad(insn->machine, insn->rm, 1);
-    uint64_t value = xmm_quad(insn->machine, insn->rm, 0);
-    uint64_t into = xmm_quad(insn->machine, insn->reg, 0);
+    uint64_t control = insn->opcode == 0x78 ? insn->immediate : xmm_quad(machine, insn->rm, 1);
+    uint64_t value = xmm_quad(machine, insn->rm, 0);
+    uint64_t into = xmm_quad(machine, insn->reg, 0);
     set_xmm_low(insn, insn->reg, insert(into, value, control & 63, control >> 8 & 63));
-    finish(insn, ISTHMUS_INSERTQ);
+    step_over(insn);
 }
 
 static void execute_store(struct instruction *insn, uint32_t mnemonic, uint32_t size)
@@ -84,7 +85,7 @@ bool execute_sse4a(struct instruction *insn)
         insn->immediate = take_byte(insn);
         insn->immediate |= (unsigned)take_byte(insn) << 8;
     }
-    insn->lean = true;
+    insn->lean = LEAN_XMM;
     insn->run = extracts ? run_extrq : run_insertq;
     return true;
 }

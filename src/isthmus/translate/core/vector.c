@@ -142,7 +142,7 @@ static void run_vector(struct instruction *insn)
     for (unsigned i = 0; i < bytes / 16; i++)
         operation->run(&result.lane[i], &a.lane[i], &b.lane[i], immediate >> shift * i, 16);
     set_vector(insn, insn->reg, &result);
-    finish(insn, name);
+    step_over(insn);
 }
 
 bool execute_lanes(struct instruction *insn, const struct lane_operation *table, size_t count)
@@ -159,7 +159,7 @@ bool execute_lanes(struct instruction *insn, const struct lane_operation *table,
             insn->immediate = take_byte(insn);
         bool mmx = !insn->vex && operation->prefix == P66 && insn->prefix == NP;
         insn->operation = operation;
-        insn->lean = !mmx && !insn->is_memory;
+        insn->lean = mmx || insn->is_memory ? 0 : insn->vex ? LEAN_XMM | LEAN_YMM : LEAN_XMM;
         insn->run = mmx ? run_mmx : run_vector;
         return true;
     }

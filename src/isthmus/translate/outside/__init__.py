@@ -22,10 +22,12 @@ then one is reported, and QEMU's request to stop may be taken twice.  The other 
 when it goes on, the breakpoint stops it again, since QEMU does not step over one by itself.
 
 ``translator`` holds, leaves and serves; ``trap`` reads one stop; ``work`` does what the instruction
-would have done; ``operand`` is its memory, ``segments`` its mode; ``status`` counts.
+would have done; ``operand`` is its memory, ``segments`` its mode; ``delivery`` raises exceptions;
+``status`` counts; ``lookout`` looks at a guest that runs.
 """
 
+from isthmus.translate.outside.lookout import Lookout
 from isthmus.translate.outside.status import TranslatorStatus
 from isthmus.translate.outside.translator import Translator
 
-__all__ = ["Translator", "TranslatorStatus"]
+__all__ = ["Lookout", "Translator", "TranslatorStatus"]

@@ -1,9 +1,9 @@
 """The memory operands of an instruction: pages walked beforehand, a store put off."""
 
 from isthmus.translate.machine import PageFaultError, UnansweredError
-from isthmus.translate.outside.trap import Trap
 from isthmus.translate.paging import PAGE, Reached, Refused, Space, walk
 from isthmus.translate.ram import Ram, find_ram
+from isthmus.translate.registers import Registers
 from isthmus.translate.rsp import Stub, unhex, write_memory
 from isthmus.translate.vectors import quadword, read_physical
 from isthmus.values import Value
@@ -82,13 +82,38 @@ class Pages:
         self._stub = stub
         self._walks: dict[tuple[int, int], _Walk] = {}
         self._ram: Ram | None = None
+        self._held: set[tuple[int, int]] = set()
 
     def forget(self) -> None:
         """The guest is another one."""
         self._walks.clear()
+        self._held.clear()
         self._ram = None
 
-    async def fetch(self, trap: Trap, operand: Operand) -> bool:
+    def doubt(self) -> None:
+        """What :meth:`holds` has found is some time ago."""
+        self._held.clear()
+
+    async def holds(self, registers: Registers, address: int, size: int) -> bool:
+        """Whether a frame of the CPU's own can lie there: in RAM that it may write.
+
+        The answer is remembered until :meth:`doubt`: it is asked at each trap.
+        """
+        cr3 = registers.control(3)
+        for page in {address & -PAGE, (address + size - 1) & -PAGE & _ALL_ONES}:
+            if (cr3, page) in self._held:
+                continue
+            space = registers.space(user=False)
+            if await self._at_once(space, [page], 1, write=True) is None and not isinstance(
+                await self.reach(space, page, write=True), Reached
+            ):
+                return False
+            if len(self._held) >= _WALKS:
+                self._held.clear()
+            self._held.add((cr3, page))
+        return True
+
+    async def fetch(self, space: Space, operand: Operand) -> bool:
         """Walk to the operand's pages, and read it if it is to be read.
 
         Whether that could be done: not if the operand or a page table is no RAM of the guest, since
@@ -99,7 +124,7 @@ class Pages:
         pages = [address]
         if address // PAGE != (address + size - 1) // PAGE:
             pages.append((address + size - 1) & -PAGE & _ALL_ONES)
-        data = await self._at_once(trap.space, pages, size, write=write)
+        data = await self._at_once(space, pages, size, write=write)
         if data is not None:
             if write:
                 operand.writable.add((address, size))
@@ -108,7 +133,7 @@ class Pages:
             return True
         fresh: list[tuple[int, int]] = []
         for page in pages:
-            result = await self.reach(trap.space, page, write=write)
+            result = await self.reach(space, page, write=write)
             if isinstance(result, Refused):
                 operand.refused = PageFaultError(page, result.error_code)
                 return True

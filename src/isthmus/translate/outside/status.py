@@ -5,6 +5,7 @@ A guest decides how many different sites and processes there are, so those count
 
 import time
 from collections import Counter, deque
+from statistics import median
 
 import msgspec
 
@@ -13,6 +14,8 @@ from isthmus.values import Value
 KEYS = 1024  # different sites, or processes, that are counted at once
 SHOWN = 50  # how many of them a status names: it has to fit a line of the service's protocol
 RECENT_S = 5
+SAMPLES = 5  # measured stops whose median counts
+SAMPLE_EVERY = 1024  # traps
 
 
 class TranslatorStatus(Value, frozen=True):
@@ -30,8 +33,11 @@ class TranslatorStatus(Value, frozen=True):
     ``sites``: instructions by the address (hexadecimal) of the trap that did them, ``processes``:
     by the page tables in force (CR3, hexadecimal); the busiest of each, see :class:`Busiest`;
     ``rate_hz``: translated instructions a second and ``busy_share``: share of time in which the
-    guest stood for their sake, 0 to 1, both over the last 5 s.  What QEMU itself takes to stop and
-    to resume is not in it.
+    guest stood, 0 to 1, for any trap, over the last 5 s; ``busy_s``: that time since its start.
+    In them is ``stop_us`` for each trap: what QEMU itself takes to resume and to stop, in µs, as
+    measured now and then by a single step (0: not yet).
+    ``entry``: address of the guest's #UD handler (hexadecimal), ``since``: when the translator was
+    started, in Unix seconds.
     """
 
     armed: bool
@@ -50,6 +56,10 @@ class TranslatorStatus(Value, frozen=True):
     processes: dict[str, int] = msgspec.field(default_factory=dict)
     rate_hz: float = 0.0
     busy_share: float = 0.0
+    busy_s: float = 0.0
+    stop_us: float = 0.0
+    entry: str = ""
+    since: float = 0.0
 
 
 class Busiest:
@@ -87,8 +97,11 @@ class Tally:
         self.sites = Busiest()
         self.processes = Busiest()
         self._spent_ns = 0
+        self._busy_ns = 0
+        self._stops_ns: deque[int] = deque(maxlen=SAMPLES)
         self._counted = 0
         self._begun = time.monotonic()
+        self.since = time.time()
         self._recent: deque[tuple[int, list[int]]] = deque(maxlen=RECENT_S + 1)
 
     def done(self, mnemonics: list[str], site: int, process: int) -> None:
@@ -99,17 +112,38 @@ class Tally:
         self.processes.add(process, len(mnemonics))
         self._counted += len(mnemonics)
 
-    def spent(self, nanoseconds: int) -> None:
-        """A trap that translated took so long."""
-        self._spent_ns += nanoseconds
+    @property
+    def wants_stop(self) -> bool:
+        """Whether to measure, with this trap, what QEMU takes to resume and to stop."""
+        return len(self._stops_ns) < SAMPLES or self.traps % SAMPLE_EVERY == 0
+
+    def stop(self, nanoseconds: int) -> None:
+        """A single step took so long: to resume, one instruction, and to stop and to tell us."""
+        self._stops_ns.append(nanoseconds)
+
+    @property
+    def stop_ns(self) -> int:
+        """What QEMU itself takes for a stop, which no clock of ours sees; 0 if not yet known."""
+        return int(median(self._stops_ns)) if self._stops_ns else 0
+
+    def spent(self, nanoseconds: int, *, translated: bool = True) -> None:
+        """A trap took so long, from when we heard of it to when we let the guest go."""
+        if translated:
+            self._spent_ns += nanoseconds
         bucket = self._bucket()
         bucket[0] += self._counted
-        bucket[1] += nanoseconds
+        bucket[1] += nanoseconds + self.stop_ns
+        self._busy_ns += nanoseconds + self.stop_ns
         self._counted = 0
 
     @property
+    def busy_s(self) -> float:
+        """For how long the guest has stood in traps, in s."""
+        return self._busy_ns / 1e9
+
+    @property
     def us_per_instruction(self) -> float:
-        """Mean time a translated instruction took, in µs."""
+        """Mean time a translated instruction took, in µs, without QEMU's own share."""
         count = sum(self.translated.values())
         return self._spent_ns / 1000 / count if count else 0.0
 

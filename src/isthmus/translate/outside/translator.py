@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections import Counter
 
+from isthmus.translate.outside.lookout import Lookout
+from isthmus.translate.outside.operand import Pages
 from isthmus.translate.outside.status import Tally, TranslatorStatus
 from isthmus.translate.outside.trap import TrapReader, full, read_registers
 from isthmus.translate.outside.work import Work
@@ -28,21 +30,27 @@ from isthmus.translate.vectors import (
 SPURIOUS_LIMIT = 1000
 HOLD_TRIES = 500
 _STAND_S = 0.25
-LOOK_S, LOST_S = 5.0, 0.5  # between two looks at a guest without traps; at one without an entry
+# Between two looks at a guest without traps, and at one without an entry: where they do not stop
+# it, where they do.
+LOOK_S, LOST_S = 1.0, 0.2
+STOP_LOOK_S, STOP_LOST_S = 5.0, 0.5
+SETTLED_S = 30.0  # a kernel that has just come replaces its first table by another
 TRUST_S = 0.25  # how long a look is good for
 
 
 class Translator:
-    """Serves one guest through one stub connection."""
+    """Serves one guest through one stub connection; ``lookout`` looks without stopping it."""
 
-    def __init__(self, stub: Stub) -> None:
+    def __init__(self, stub: Stub, lookout: Lookout | None = None) -> None:
         self.stub = stub
+        self._lookout = lookout
         self.vectors: Vectors | None = None
         self.tally = Tally()
         self.problem = ""
         self.standing = 0
-        self._reader = TrapReader(stub)
-        self._work = Work(stub, self.tally)
+        self._pages = Pages(stub)
+        self._reader = TrapReader(stub, self._pages)
+        self._work = Work(stub, self.tally, self._pages)
         self._padding = b""
         self._inserted = False
         self._loop: asyncio.Task[None] | None = None
@@ -51,6 +59,8 @@ class Translator:
         self._lost = False  # it was armed, and the entry went away
         self._looking = False  # we have interrupted the guest for a look
         self._looked = 0.0
+        self._changed = -SETTLED_S  # when it was found to take #UD elsewhere
+        self._failures = 0  # to find an entry, since
 
     async def arm(self) -> Vectors:
         """Find the #UD entry of the stopped guest and break there; does not resume it.
@@ -63,8 +73,7 @@ class Translator:
         await self._remove()
         # Breakpoints of a translator that was killed would be reported as ours: "?" clears them.
         await self.stub.ask(b"?")
-        self._reader.forget()
-        self._work.forget()
+        self._forget()
         self.vectors = await find_vectors(self.stub)
         await self._insert()
         self._looked, self._lost = time.monotonic(), False
@@ -151,6 +160,10 @@ class Translator:
             processes=tally.processes.shown(),
             rate_hz=round(rate, 3),
             busy_share=round(share, 6),
+            busy_s=round(tally.busy_s, 6),
+            stop_us=tally.stop_ns / 1000,
+            entry=f"{self.vectors.entry:#x}" if self.vectors else "",
+            since=round(tally.since, 3),
         )
 
     async def _stop(self) -> None:
@@ -213,6 +226,12 @@ class Translator:
         await self.stub.ask(*requests)
         self._inserted = False
 
+    def _forget(self) -> None:
+        """The guest is another one, or was elsewhere."""
+        self._reader.forget()
+        self._work.forget()
+        self._pages.forget()
+
     async def _look(self) -> bool:
         """Whether the stopped guest takes #UD where it did; else find out where it does now.
 
@@ -221,9 +240,9 @@ class Translator:
         self._looked, self._looking = time.monotonic(), False
         if self.vectors is not None and await unchanged(self.stub, self.vectors):
             self._reader.thread = b""
+            self._pages.doubt()
             return True
-        self._reader.forget()
-        self._work.forget()
+        self._forget()
         await self._remove()
         self.vectors, self._lost = None, True
         try:
@@ -231,19 +250,40 @@ class Translator:
             await self._insert()
         except NoEntryError as error:
             self.problem = str(error)
+            self._failures += 1
         else:
-            self.problem, self._lost = "", False
+            self.problem, self._lost, self._failures = "", False, 0
+            self._changed = time.monotonic()
         self._reader.thread = b""
         return False
 
     async def _watch(self) -> None:
-        """Interrupt a guest that has not been looked at for long: it may be another one by now."""
+        """Look at the guest now and then: it may be another one by now.
+
+        Only for one that has changed, or without a lookout, the guest is interrupted.
+        """
         while True:
-            await asyncio.sleep(LOST_S if self._lost else LOOK_S)
-            fresh = time.monotonic() - self._looked < LOOK_S and not self._lost
-            if not (fresh or self._busy or self._holding or self.standing or self._looking):
+            await asyncio.sleep(self._pause_s())
+            if self._holding or self.standing:
+                continue
+            if self._lookout is not None:
+                if not await self._lookout.differs(self.vectors):
+                    continue
+            elif time.monotonic() - self._looked < self._pause_s():
+                continue
+            if not (self._looking or self._busy or self._holding or self.standing):
                 self._looking = True
                 self.stub.interrupt()
+
+    def _pause_s(self) -> float:
+        """How long not to look.
+
+        One that has an entry, but none that can be used, is stopped for that ever more rarely.
+        """
+        look_s, lost_s = (LOOK_S, LOST_S) if self._lookout else (STOP_LOOK_S, STOP_LOST_S)
+        if self._lost:
+            return float(min(lost_s * 2 ** min(self._failures, 8), STOP_LOOK_S))
+        return lost_s if time.monotonic() - self._changed < SETTLED_S else look_s
 
     def _known(self) -> Vectors:
         assert self.vectors is not None
@@ -274,8 +314,8 @@ class Translator:
                 self._busy = True
                 translated = await self._trap(stop)
                 self._busy = False
-                if translated:
-                    self.tally.spent(time.perf_counter_ns() - begun)
+                if translated is not None:
+                    self.tally.spent(time.perf_counter_ns() - begun, translated=translated)
                 in_a_row = in_a_row + 1 if translated is None else 0
                 if in_a_row > SPURIOUS_LIMIT:
                     self.problem = "the guest stops without a #UD, again and again"
@@ -318,9 +358,21 @@ class Translator:
             return False
         if self._holding:
             await self._step_out(requests)
+        elif self.tally.wants_stop:
+            await self._step_timed(requests)
         else:
             self.stub.go(*requests)
         return True
+
+    async def _step_timed(self, requests: list[bytes]) -> None:
+        """Complete a trap by one single step, and count how long QEMU takes to resume and stop."""
+        begun = time.perf_counter_ns()
+        stepped = await self.stub.step(full(self._reader.thread), *requests)
+        if stepped.signal == SIGTRAP:
+            self.tally.stop(time.perf_counter_ns() - begun)
+            self.stub.go()
+        else:  # somebody else stopped the guest in the middle
+            self.standing = stepped.signal
 
     async def _step_out(self, requests: list[bytes]) -> None:
         """Complete a trap by single steps, so that the vCPU stands in the guest's own code.

@@ -6,6 +6,7 @@ What is guessed is only ever *where* to read, never what is there.
 
 import struct
 
+from isthmus.translate.outside.operand import Pages
 from isthmus.translate.paging import PAGE, Space
 from isthmus.translate.registers import SIZE, Registers
 from isthmus.translate.rsp import Stop, Stub, StubGoneError, unhex
@@ -23,7 +24,7 @@ class Trap:
     """One #UD.
 
     ``code``: the bytes at the instruction, none if they cannot be read; ``tables``: the vCPU's,
-    None if it is not known.
+    None if it is not known; ``values``: the frame, which is RIP, CS, RFLAGS, RSP and SS.
     """
 
     def __init__(self, registers: Registers, frame: bytes, vcpu: int, tables: Vcpu | None) -> None:
@@ -32,8 +33,8 @@ class Trap:
         self.tables = tables
         self.code = b""
         self.frame = frame
-        values: tuple[int, ...] = _FRAME.unpack(frame or bytes(FRAME_BYTES))
-        self.rip, self.cs, self.flags, self.rsp, self.ss = values
+        self.values: tuple[int, int, int, int, int] = _FRAME.unpack(frame or bytes(FRAME_BYTES))
+        self.rip, self.cs, self.flags, self.rsp, self.ss = self.values
 
     @property
     def cpl(self) -> int:
@@ -61,20 +62,15 @@ class Trap:
     @property
     def space(self) -> Space:
         """The address space in force."""
-        registers = self.registers
-        return Space(
-            cr0=registers.control(0),
-            cr3=registers.control(3),
-            cr4=registers.control(4),
-            user=self.cpl == 3,
-        )
+        return self.registers.space(user=self.cpl == 3)
 
 
 class TrapReader:
     """Reads traps, and remembers where it found the last ones."""
 
-    def __init__(self, stub: Stub) -> None:
+    def __init__(self, stub: Stub, pages: Pages) -> None:
         self._stub = stub
+        self._pages = pages
         self.thread = b""  # the one that the stub has selected
         self._frames: dict[bytes, list[int]] = {}
         self._sites: list[int] = []
@@ -88,7 +84,7 @@ class TrapReader:
     async def read(self, stop: Stop, vectors: Vectors) -> Trap | None:
         """The trap of the vCPU that stopped, None if it is not at the entry.
 
-        One whose frame cannot be read has none.
+        One whose frame cannot be read, or is no RAM of the guest, has none.
         """
         thread = stop.thread
         requests = [b"Hg" + full(thread)] if thread != self.thread else []
@@ -106,12 +102,16 @@ class TrapReader:
             return None
         place, guessed = registers.rsp, answers[own + 1 : own + 1 + len(frames)]
         codes = dict(zip(sites, answers[own + 1 + len(frames) :], strict=True))
-        if place in frames:
-            frame = guessed[frames.index(place)]
-        else:
-            (frame,) = await self._stub.ask(_frame_request(place))
-        _remember(frames, place, FRAMES)
-        data = _memory(frame)
+        data = b""
+        if await self._pages.holds(registers, place, FRAME_BYTES):
+            if place in frames:
+                frame = guessed[frames.index(place)]
+            else:
+                (frame,) = await self._stub.ask(_frame_request(place))
+            _remember(frames, place, FRAMES)
+            data = _memory(frame)
+        elif place in frames:
+            frames.remove(place)
         if len(data) < FRAME_BYTES:
             return Trap(registers, b"", stop.vcpu, tables)
         trap = Trap(registers, data, stop.vcpu, tables)

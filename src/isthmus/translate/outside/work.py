@@ -10,21 +10,15 @@ import struct
 
 from isthmus.translate._core import ffi, lib
 from isthmus.translate.machine import Kind, Machine
+from isthmus.translate.outside.delivery import DEBUG, PAGE_FAULT, Delivery
 from isthmus.translate.outside.operand import Operand, Pages
 from isthmus.translate.outside.segments import Segments
 from isthmus.translate.outside.status import Tally
-from isthmus.translate.outside.trap import FRAME_BYTES, LONGEST, Trap, full
+from isthmus.translate.outside.trap import FRAME_BYTES, LONGEST, Trap
 from isthmus.translate.paging import Reached, Refused
-from isthmus.translate.registers import RIP, RSP, changes, control_changes
-from isthmus.translate.rsp import (
-    SIGTRAP,
-    Stub,
-    StubGoneError,
-    unhex,
-    write_memory,
-    write_register,
-)
-from isthmus.translate.vectors import Island, Vectors, read_gate
+from isthmus.translate.registers import RIP, changes, control_changes
+from isthmus.translate.rsp import Stub, unhex, write_memory, write_register
+from isthmus.translate.vectors import Island, Vectors
 
 _ATTEMPTS = 8  # an instruction may ask for bytes, for an operand twice, and then be done
 _STEPS, _MOST = 64, 32  # instructions in one stop, and how many of them of ours
@@ -42,7 +36,7 @@ _TOP = 0x3800
 class Work:
     """Does instructions for traps of one guest."""
 
-    def __init__(self, stub: Stub, tally: Tally) -> None:
+    def __init__(self, stub: Stub, tally: Tally, pages: Pages) -> None:
         self._stub = stub
         self._tally = tally
         self._machine = Machine()
@@ -50,7 +44,8 @@ class Work:
         self._draw()
         self._ends: set[tuple[int, bytes]] = set()
         self._segments = Segments(stub)
-        self._pages = Pages(stub)
+        self._pages = pages
+        self._delivery = Delivery(stub, pages)
 
     def _draw(self) -> None:
         """Fresh entropy, since what was there has been given away."""
@@ -59,7 +54,6 @@ class Work:
     def forget(self) -> None:
         """The guest is another one."""
         self._segments.forget()
-        self._pages.forget()
 
     async def do(self, trap: Trap, vectors: Vectors, thread: bytes) -> list[bytes] | None:
         """Do the instruction, and what follows; the requests that complete it.
@@ -88,7 +82,7 @@ class Work:
             return await self._deliver(trap, outcome.vector, error, int(outcome.address))
         if kind is None:
             unread = await self._fetch_error(trap)
-            return None if unread is None else await self._deliver(trap, 14, *unread)
+            return None if unread is None else await self._deliver(trap, PAGE_FAULT, *unread)
         if kind is not Kind.DONE:
             if kind is Kind.LACKS_STATE:
                 self._tally.lacking[self._machine.mnemonic] += 1
@@ -119,14 +113,14 @@ class Work:
                 trap.code += more
             elif kind is not Kind.PENDING:
                 return kind
-            elif not await self._pages.fetch(trap, operand):
+            elif not await self._pages.fetch(trap.space, operand):
                 break
         return Kind.NOT_OURS
 
     async def _lend_x87(self, trap: Trap, vectors: Vectors, thread: bytes) -> None:
         """Find out whether ST(0) is empty: no register of the stub tells, so the CPU says it."""
         fstat, status = self._stub.numbers["fstat"], trap.registers.x87_status
-        await self._step_over(_FXAM, vectors.iretq, thread)
+        await self._delivery.lend(_FXAM, vectors.iretq, thread)
         (answer,) = await self._stub.ask(b"p%x" % fstat)
         found = int.from_bytes(unhex(answer), "little")
         await self._stub.ask(
@@ -163,7 +157,7 @@ class Work:
                 if kind is not Kind.PENDING or operand.wanted is None or fetches >= _FETCHES:
                     break
                 fetches += 1
-                if not await self._pages.fetch(trap, operand):
+                if not await self._pages.fetch(trap.space, operand):
                     break
             if kind is not Kind.DONE or not run.add(machine):
                 operand.again()
@@ -190,16 +184,28 @@ class Work:
     async def _complete(
         self, trap: Trap, operand: Operand, run: "Run", vectors: Vectors, thread: bytes
     ) -> list[bytes]:
-        """The requests that bring the vCPU behind the instruction, and its resume."""
+        """The requests that bring the vCPU behind the instruction, and its resume.
+
+        With TF set that is the handler of the single step: an IRETQ with TF would trap one later.
+        """
         state = self._machine.state
         piece = run.piece
         before = trap.registers.x87_status
         if run.touched & lib.ISTHMUS_WROTE_X87 and (before ^ int(state.x87_status)) & _TOP:
-            await self._step_over(_FFREE, vectors.iretq, thread)
+            await self._delivery.lend(_FFREE, vectors.iretq, thread)
         requests = changes(state, run, self._stub.numbers, clock=piece == "rdtsc")
         requests += [write_memory(*stored) for stored in operand.stored]
         # RF was set by the fault so that the instruction could be tried again; it has been done.
-        frame = _RETURN.pack(state.rip, trap.cs, state.rflags & ~_RF, state.gpr[4])
+        flags = state.rflags & ~_RF
+        if flags & _TF:
+            after = (int(state.rip), trap.cs, int(flags), int(state.gpr[4]), trap.ss)
+            stepped = await self._delivery.requests(trap, DEBUG, after)
+            if stepped is not None:
+                await self._delivery.note_step(int(state.gpr[0]), vectors.iretq, thread)
+                if piece:
+                    await self._delivery.lend(dict(Island.PIECES)[piece], vectors.iretq, thread)
+                return requests + stepped
+        frame = _RETURN.pack(state.rip, trap.cs, flags, state.gpr[4])
         unmoved = state.gpr[4] == trap.rsp
         requests.append(write_memory(trap.registers.rsp, frame[:24] if unmoved else frame))
         resume_at = vectors.iretq
@@ -207,46 +213,25 @@ class Work:
             if vectors.island is not None:
                 resume_at = vectors.island.piece(piece)
             else:
-                await self._step_over(dict(Island.PIECES)[piece], resume_at, thread)
+                await self._delivery.lend(dict(Island.PIECES)[piece], resume_at, thread)
         requests.append(write_register(RIP, resume_at.to_bytes(8, "little")))
         return requests
-
-    async def _step_over(self, code: bytes, place: int, thread: bytes) -> None:
-        """Let the stopped vCPU alone execute an instruction, lent to it where its IRETQ stands."""
-        (saved,) = await self._stub.ask(b"m%x,%x" % (place, len(code)))
-        stop = await self._stub.step(
-            full(thread),
-            write_memory(place, code),
-            write_register(RIP, place.to_bytes(8, "little")),
-        )
-        await self._stub.ask(write_memory(place, unhex(saved)))
-        if stop.signal != SIGTRAP:
-            raise StubGoneError("the guest was stopped by somebody else in the middle of a step")
 
     async def _deliver(
         self, trap: Trap, vector: int, error_code: int | None, address: int
     ) -> list[bytes] | None:
         """The requests that raise in the guest what the instruction would have raised.
 
-        The frame on the stack is that of a fault at this instruction already, RF included; only
-        the error code, CR2 and the handler differ (Intel SDM vol. 3A, 6.12 to 6.15).
+        The frame on the stack is that of a fault at this instruction already, RF included.
         """
-        tables = trap.tables
-        handler = await read_gate(self._stub, tables.idt, vector) if tables else None
-        if handler is None:
+        requests = await self._delivery.requests(
+            trap, vector, trap.values, error_code=error_code, address=address
+        )
+        if requests is None:
             return None
-        requests = control_changes(self._machine.state, self._machine.outcome, self._stub.numbers)
-        if error_code is not None:
-            below = trap.registers.rsp - 8
-            requests.append(write_memory(below, error_code.to_bytes(8, "little")))
-            requests.append(write_register(RSP, below.to_bytes(8, "little")))
-        if vector == 14:
-            requests.append(
-                write_register(self._stub.numbers["cr2"], address.to_bytes(8, "little"))
-            )
-        requests.append(write_register(RIP, handler.to_bytes(8, "little")))
         self._tally.faulted += 1
-        return requests
+        state, outcome = self._machine.state, self._machine.outcome
+        return control_changes(state, outcome, self._stub.numbers) + requests
 
 
 class Run:

@@ -14,7 +14,9 @@ from isthmus.errors import IsthmusError
 from isthmus.translate.rewrite import guest
 from isthmus.translate.rewrite.contexts import interrupted
 from isthmus.translate.rewrite.guest import Placed, Standing, UnknownKernelError
-from isthmus.translate.rewrite.image import LIMIT, KernelImage
+from isthmus.translate.rewrite.image import LIMIT, PAGE, KernelImage
+from isthmus.translate.rewrite.pages import changes as page_changes
+from isthmus.translate.rewrite.pages import placeholders
 from isthmus.translate.rewrite.plan import (
     Change,
     Host,
@@ -49,10 +51,12 @@ class Rewriter:
         self.problem = ""
         self._image: KernelImage | None = None
         self._sites: tuple[Site, ...] = ()
+        self._placeholders: tuple[int, ...] = ()
         try:
             if order.kernel is not None and order.features:
                 self._image = KernelImage.open(read_bytes(order.kernel, limit=LIMIT))
                 self._sites = _all_sites(self._image)
+                self._placeholders = tuple(placeholders(self._image))
         except IsthmusError as error:
             self.problem = str(error)
 
@@ -86,22 +90,23 @@ class Rewriter:
             except UnknownKernelError as error:
                 problem = str(error)
         known = await _known(stub, prior, where)
-        changes = await self._changes(stub, placed, known) if placed is not None else []
-        slide = placed.slide if placed is not None else 0
-        wanted = {
-            change.address + slide: Written(
-                address=change.address + slide,
-                physical=placed.place(change.address),
-                before=change.before.hex(),
-                after=change.after.hex(),
-                why=change.why,
-                vdso=change.vdso,
-            )
-            for change in changes
-            if placed is not None
-        }
+        wanted: dict[int, Written] = {}
+        if placed is not None:
+            for change in await self._changes(stub, placed, known):
+                address = change.address + placed.slide
+                wanted[address] = _written(change, address, placed.place(change.address))
+        strange = 0
+        for address, physical in self._pages(placed):
+            found = await self._page_changes(stub, address, physical, known)
+            # A placeholder that is one still: no hypervisor has ever written there.
+            strange += found is None and address == physical
+            for change in found or ():
+                place = physical + change.address - address
+                wanted[change.address] = _written(change, change.address, place)
         work = _Work(known, wanted)
         left = work.settle(where, await self._contexts(stub, work))
+        if strange:
+            left["hypercall page: of no documented form"] = strange
         record = RewriteRecord(
             entry=where.entry,
             written=tuple(work.outcome()),
@@ -142,6 +147,25 @@ class Rewriter:
                 live[site.address] = one.home
         home = Host(features=self.order.born, maker="")
         return plan(self._sites, live, home, Host(self.order.features, self.order.maker))
+
+    def _pages(self, placed: Placed | None) -> Iterator[tuple[int, int]]:
+        """Linear and physical address of each page that may hold hypercalls."""
+        if placed is not None:
+            for address in self._placeholders:
+                yield address + placed.slide, placed.place(address)
+        for physical in self.order.pages:
+            yield physical, physical
+
+    async def _page_changes(
+        self, stub: Stub, address: int, physical: int, known: dict[int, Written]
+    ) -> list[Change] | None:
+        """What the host wants there, from the page as it was at home; None if it is none."""
+        page = bytearray(await guest.dump(stub, physical, PAGE, self.order.record.parent))
+        for one in known.values():
+            if physical <= one.physical < physical + PAGE:
+                at = one.physical - physical
+                page[at : at + len(one.home)] = one.home
+        return page_changes(bytes(page), address, self.order.maker)
 
     async def _contexts(self, stub: Stub, work: "_Work") -> frozenset[int] | None:
         """The sites in which a saved context stands; None if nobody looked.
@@ -213,6 +237,18 @@ class _Work:
             source = self._known if address in self._kept else self._wanted
             if (one := source.get(address)) is not None:
                 yield one
+
+
+def _written(change: Change, address: int, physical: int) -> Written:
+    """The change as it is written down."""
+    return Written(
+        address=address,
+        physical=physical,
+        before=change.before.hex(),
+        after=change.after.hex(),
+        why=change.why,
+        vdso=change.vdso,
+    )
 
 
 async def _known(stub: Stub, prior: RewriteRecord, where: Standing) -> dict[int, Written]:

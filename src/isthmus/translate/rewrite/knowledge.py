@@ -44,6 +44,30 @@ class Implied(Value, frozen=True):
     source: str
 
 
+class HypercallPage(Value, frozen=True):
+    """The format of a page that a hypervisor writes into its guests.
+
+    ``entries`` of ``entry_bytes`` each; an entry is one of ``begin`` (hexadecimal digits, in which
+    ``NUMBER`` stands for its number in four bytes), the call, and RET, and then bytes that are all
+    one of ``padding``; if that is empty the hypervisor writes no more than that.  Entries in
+    ``without`` may begin with UD2 instead.
+    """
+
+    name: str
+    entries: int
+    entry_bytes: int
+    begin: tuple[str, ...]
+    padding: tuple[int, ...]
+    without: tuple[int, ...]
+    why: str
+    source: str
+
+    def beginnings(self, number: int) -> tuple[bytes, ...]:
+        """What may stand before the call in the entry of that number."""
+        digits = number.to_bytes(4, "little").hex()
+        return tuple(bytes.fromhex(one.replace("NUMBER", digits)) for one in self.begin)
+
+
 class Knowledge(Value, frozen=True):
     """The whole table."""
 
@@ -52,6 +76,7 @@ class Knowledge(Value, frozen=True):
     features: tuple[Rewritable, ...]
     makers: tuple[ByMaker, ...]
     implied: tuple[Implied, ...]
+    pages: tuple[HypercallPage, ...]
 
 
 @functools.cache

@@ -19,6 +19,7 @@ RECORD = "rewritten.json"
 class Written(Value, frozen=True):
     """One site: linear and physical address, the bytes it had at home and has now (hexadecimal).
 
+    In a page that was named by its physical address ``address`` is that, too.
     ``why`` is the feature that the host lacks; ``vdso``: it is executed by programs, at another
     linear address in each.
     """
@@ -63,7 +64,8 @@ class RewriteOrder(Value, frozen=True):
     ``kernel`` is the image that the guest booted, None where it is not at hand; ``born`` the
     features that the guest saw at boot, ``features`` those it is shown here; ``maker`` the CPUID
     vendor of this host; ``prior`` the record of the process that the guest comes from;
-    ``record`` where the new one goes; ``memory_mib`` the guest's memory in MiB.
+    ``record`` where the new one goes; ``memory_mib`` the guest's memory in MiB; ``pages`` the
+    physical addresses of hypercall pages, where they are known.
     """
 
     record: Path
@@ -73,6 +75,7 @@ class RewriteOrder(Value, frozen=True):
     memory_mib: int
     kernel: Path | None = None
     prior: Path | None = None
+    pages: tuple[int, ...] = ()
 
 
 def read_record(path: Path | None) -> RewriteRecord:

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Task work: it runs before the task returns to its program.
+ *
+ * Signals are those that arch/x86/kernel/traps.c and arch/x86/mm/fault.c send for the same exceptions. */
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/task_work.h>
+#include <linux/uaccess.h>
+#include <asm/debugreg.h>
+#include <asm/trap_pf.h>
+#include <asm/trapnr.h>
+
+#include "later.h"
+
+struct later {
+	struct callback_head work;
+	struct raised raised;
+};
+
+static atomic_t outstanding = ATOMIC_INIT(0);
+
+static void signal_task(int number, int code, unsigned long address)
+{
+	struct kernel_siginfo information;
+
+	clear_siginfo(&information);
+	information.si_signo = number;
+	information.si_code = code;
+	information.si_addr = (void __user *)address;
+	/* A fault's signal cannot be put off: a program that blocks or ignores it dies. */
+	if (sigismember(&current->blocked, number) ||
+	    current->sighand->action[number - 1].sa.sa_handler == SIG_IGN)
+		force_sig(number);
+	else
+		send_sig_info(number, &information, current);
+}
+
+/* As fpu__exception_code(), which is not exported: the first exception that is flagged and not masked. */
+static int floating_code(u32 mxcsr)
+{
+	u32 raised = mxcsr & ~(mxcsr >> 7);
+
+	if (raised & 0x01)
+		return FPE_FLTINV;
+	if (raised & 0x04)
+		return FPE_FLTDIV;
+	if (raised & 0x08)
+		return FPE_FLTOVF;
+	if (raised & 0x12) /* denormal, underflow */
+		return FPE_FLTUND;
+	return FPE_FLTRES;
+}
+
+/* No mapping there, one that forbids it, or one that has nothing there (a file that is shorter). */
+static void signal_page(const struct raised *raised)
+{
+	bool writes = raised->error_code & X86_PF_WRITE, allowed;
+	unsigned long address = raised->address;
+	struct vm_area_struct *area;
+
+	if (mmap_read_lock_killable(current->mm))
+		return;
+	area = find_vma(current->mm, address);
+	if (!area || area->vm_start > address)
+		area = NULL;
+	allowed = area && area->vm_flags & (writes ? VM_WRITE : VM_READ | VM_EXEC | VM_WRITE);
+	mmap_read_unlock(current->mm);
+	if (allowed)
+		signal_task(SIGBUS, BUS_ADRERR, address);
+	else
+		signal_task(SIGSEGV, area ? SEGV_ACCERR : SEGV_MAPERR, address);
+}
+
+static void do_later(struct callback_head *work)
+{
+	struct later *later = container_of(work, struct later, work);
+	const struct raised *raised = &later->raised;
+
+	if (raised->vector == X86_TRAP_PF &&
+	    !(raised->error_code & X86_PF_WRITE
+		      ? fault_in_safe_writeable((char __user *)raised->address, 1)
+		      : fault_in_readable((char __user *)raised->address, 1)))
+		goto done; /* the instruction comes again, and finds its page */
+	/* What a handler is told in its context (sigcontext: trapno, err, cr2). */
+	current->thread.trap_nr = raised->vector;
+	current->thread.error_code = raised->error_code;
+	switch (raised->vector) {
+	case X86_TRAP_PF:
+		current->thread.cr2 = raised->address;
+		signal_page(raised);
+		break;
+	case X86_TRAP_AC:
+		signal_task(SIGBUS, BUS_ADRALN, 0);
+		break;
+	case X86_TRAP_SS:
+		signal_task(SIGBUS, SI_KERNEL, 0);
+		break;
+	case X86_TRAP_XF:
+	case X86_TRAP_MF:
+		signal_task(SIGFPE, floating_code(raised->mxcsr), raised->ip);
+		break;
+	case X86_TRAP_DB:
+		current->thread.virtual_dr6 |= DR_STEP;
+		signal_task(SIGTRAP, TRAP_TRACE, raised->ip);
+		break;
+	default: /* #GP */
+		signal_task(SIGSEGV, SI_KERNEL, 0);
+	}
+done:
+	kfree(later);
+	atomic_dec(&outstanding);
+}
+
+bool leave_for_later(const struct raised *raised)
+{
+	struct later *later = kmalloc(sizeof(*later), GFP_ATOMIC);
+
+	if (!later)
+		return false;
+	later->raised = *raised;
+	init_task_work(&later->work, do_later);
+	atomic_inc(&outstanding);
+	if (task_work_add(current, &later->work, TWA_RESUME)) {
+		atomic_dec(&outstanding);
+		kfree(later);
+		return false;
+	}
+	return true;
+}
+
+void await_later(void)
+{
+	while (atomic_read(&outstanding))
+		schedule_timeout_uninterruptible(1);
+	/* One that has counted itself out may still be before its return, preempted there; it does not
+	 * sleep any more, and this waits until every task has slept or gone back to its program. */
+	synchronize_rcu_tasks();
+}

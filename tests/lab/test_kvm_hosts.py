@@ -1,0 +1,67 @@
+"""Guests on hosts with real KVM: emulated AMD machines with kvm_amd, and live moves over TCP."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from kvm_lab import Lab, lab_of
+
+from isthmus.qualification.lab import packages
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+# Born on the one, a guest cannot do on the other what it does: SSE4a, 3DNow!, POPCNT, RDTSCP.
+NEWER, OLDER = "kvm:phenom", "kvm:opteron2"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if packages.find("qemu-system-x86") is None:
+        pytest.skip("apt's lists have no package qemu-system-x86, which lab hosts are made of")
+    with lab_of(NEWER, OLDER) as up:
+        yield up
+
+
+def test_both_have_kvm_and_tell_their_versions(lab: Lab) -> None:
+    hosts = json.loads(lab.isthmus("lab", "kvm", "status", "--json"))
+    assert sorted(host["name"] for host in hosts) == ["opteron2", "phenom"]
+    for host in hosts:
+        assert host["kvm"] == "kvm_amd"
+        assert host["kernel"].startswith("6.")
+        assert host["qemu"][0].isdigit()
+    assert "processor" in lab.isthmus("lab", "kvm", "shell", "phenom", "cat /proc/cpuinfo")
+
+
+def test_a_levelled_guest_goes_there_and_back_live(lab: Lab) -> None:
+    lab.isthmus(
+        "guest", "start", "level", "--host", NEWER, "--level-with", OLDER, "--memory", "128"
+    )
+    try:
+        for host in (OLDER, NEWER):
+            record = json.loads(lab.isthmus("migrate", "level", "--to", host, "--json"))
+            assert record["steps"][-1]["phase"] == "committed"
+            assert record["figures"]["moved_bytes"] > 16 << 20
+        time.sleep(1)
+        verdict = lab.verdict("level")
+        assert verdict.ok, verdict.faults
+        assert len(verdict.hops) == 2
+    finally:
+        lab.isthmus("guest", "stop", "level")
+
+
+def test_an_unlevelled_guest_is_refused_before_anything_moves(lab: Lab) -> None:
+    lab.isthmus("guest", "start", "plain", "--host", NEWER, "--memory", "128")
+    try:
+        said = lab.isthmus("migrate", "plain", "--to", OLDER, status=3)
+        assert "sse4a" in said
+        time.sleep(1)
+        assert lab.verdict("plain").ok
+    finally:
+        lab.isthmus("guest", "stop", "plain")
+
+
+def test_what_is_not_up_is_named(lab: Lab) -> None:
+    said = lab.isthmus("guest", "start", "none", "--host", "kvm:cray", status=2)
+    assert "kvm:cray" in said
+    assert "kvm:phenom" in said

@@ -1,0 +1,60 @@
+"""A guest goes from an AMD host to an Intel host and back, live, both with real KVM."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from kvm_lab import Lab, lab_of
+
+from isthmus.cpu.model import CpuModel
+from isthmus.places import cache_folder
+from isthmus.qualification.kvm.bochs import SUITES
+from isthmus.qualification.lab import packages
+from isthmus.values import from_json
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+AMD, INTEL = "kvm:epyc", "kvm:haswell"
+
+# The level of this pair shows Intel's identity, and its guest is to go to AMD: the rule that speaks
+# against it is about programs of the guest that attack it, and this one has none.
+RISK = ("--accept-risk", "compat-entry-at-zero")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    newer = (packages.of_suite(suite, cache_folder() / "lists" / suite) for suite in SUITES)
+    if packages.find("bochs") is None and not any(newer):
+        pytest.skip("no package bochs is to be had here, which emulates the Intel host")
+    with lab_of(AMD, INTEL) as up:
+        yield up
+
+
+def test_each_maker_has_its_own_kvm(lab: Lab) -> None:
+    hosts = json.loads(lab.isthmus("lab", "kvm", "status", "--json"))
+    assert {host["name"]: host["kvm"] for host in hosts} == {
+        "epyc": "kvm_amd", "haswell": "kvm_intel",
+    }  # fmt: skip
+
+
+def test_there_and_back_without_a_gap_in_its_reports(lab: Lab) -> None:
+    lab.isthmus("guest", "start", "far", "--host", AMD, "--level-with", INTEL, "--memory", "128")
+    try:
+        for host in (INTEL, AMD):
+            record = json.loads(lab.isthmus("migrate", "far", "--to", host, "--json", *RISK))
+            assert record["steps"][-1]["phase"] == "committed"
+            assert record["figures"]["stopped_ms"] is None, "two clocks are not compared"
+        time.sleep(1)
+        verdict = lab.verdict("far")
+        assert verdict.ok, verdict.faults
+        assert len(verdict.hops) == 2
+        assert verdict.clocksource == "kvm-clock"
+        # What no level can hide: the two makers' estimates differ in their last bits.
+        assert {note.kind for note in verdict.notes} == {"approximation"}
+        # Stated, not left to QEMU, which shows the maker of the host it runs on.
+        (guest,) = json.loads(lab.isthmus("guest", "list", "--json"))
+        shown = from_json(json.dumps(guest["shown"]), CpuModel)
+        assert f"vendor={shown.vendor}" in guest["spec"]["cpu"]
+    finally:
+        lab.isthmus("guest", "stop", "far")
