@@ -202,6 +202,7 @@ async def test_migrate_arms_by_itself_and_the_operator_sees_it(world: World) -> 
     assert "reboot the guest levelled: isthmus level phenom Penryn" in status["warning"]
     shown = await world.isthmus("translate", "status", "g")
     assert {"EXTRQ", "sites:", "outside"} <= set(shown.split())
+    await symbols_are_of_its_kernel(world, counters["entry"])
     await prometheus_reads_it(world, counters["translated"])
 
     refused = await world.isthmus("translate", "detach", "g", code=3)
@@ -236,6 +237,16 @@ async def killed(world: World) -> None:
     for service in process.mentioning(folder):
         if b"isthmus.translate.service" in Path(f"/proc/{service.pid}/cmdline").read_bytes():
             service.kill()
+
+
+async def symbols_are_of_its_kernel(world: World, entry: str) -> None:
+    # The guest's own /proc/kallsyms would begin so.
+    symbols = world.folder / "kallsyms"
+    symbols.write_text(f"{entry[2:]} T asm_exc_invalid_op\n")
+    assert "EXTRQ" in await world.isthmus("translate", "status", "g", "--symbols", symbols)
+    symbols.write_text("ffffffff81000010 T asm_exc_invalid_op\n")
+    said = await world.isthmus("translate", "status", "g", "--symbols", symbols, code=2)
+    assert "another kernel" in said
 
 
 async def prometheus_reads_it(world: World, least: dict[str, int]) -> None:
