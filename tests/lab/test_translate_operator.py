@@ -80,8 +80,10 @@ class World:
 
     async def ticks(self, more: int) -> None:
         path = self.hosts.store.read("g").process.payload
-        wanted = path.read_bytes().count(b" tick ") + more
         async with asyncio.timeout(60):
+            while not path.exists():  # QEMU opens its monitor first
+                await asyncio.sleep(0.01)
+            wanted = path.read_bytes().count(b" tick ") + more
             while path.read_bytes().count(b" tick ") < wanted:
                 await asyncio.sleep(0.05)
 
