@@ -80,8 +80,10 @@ class World:
 
     async def ticks(self, more: int) -> None:
         path = self.hosts.store.read("g").process.payload
-        wanted = path.read_bytes().count(b" tick ") + more
         async with asyncio.timeout(60):
+            while not path.exists():  # QEMU opens its monitor first
+                await asyncio.sleep(0.01)
+            wanted = path.read_bytes().count(b" tick ") + more
             while path.read_bytes().count(b" tick ") < wanted:
                 await asyncio.sleep(0.05)
 
@@ -134,6 +136,16 @@ async def test_what_cannot_be_armed_runs_on(empty: World) -> None:
         assert await monitor.status() == "running"
         await monitor.execute("stop")
         assert "not running" in await empty.isthmus("translate", "attach", "g", code=3)
+    # Of what SandyBridge lacks, F16C needs the upper halves of YMM, which the stub does not show.
+    shown = hosts.cpus.offered("IvyBridge")
+    shown = shown.replace(features=shown.features - {"fsgsbase", "smep"})
+    ivy = guest.replace(host="IvyBridge", shown=shown)
+    hosts.store.write(ivy)
+    refused = await empty.isthmus("migrate", "g", "--to", "SandyBridge", "--dry-run", code=3)
+    assert "f16c" in refused
+    assert "with the module in its kernel the guest could move" in refused
+    hosts.store.write(ivy.replace(module=True))
+    await empty.isthmus("migrate", "g", "--to", "SandyBridge", "--dry-run")
     hosts.store.write(guest.replace(module=True))
     for command in ("attach", "detach"):
         assert "its kernel's module" in await empty.isthmus("translate", command, "g", code=3)
@@ -192,6 +204,7 @@ async def test_migrate_arms_by_itself_and_the_operator_sees_it(world: World) -> 
     assert "reboot the guest levelled: isthmus level phenom Penryn" in status["warning"]
     shown = await world.isthmus("translate", "status", "g")
     assert {"EXTRQ", "sites:", "outside"} <= set(shown.split())
+    await symbols_are_of_its_kernel(world, counters["entry"])
     await prometheus_reads_it(world, counters["translated"])
 
     refused = await world.isthmus("translate", "detach", "g", code=3)
@@ -226,6 +239,16 @@ async def killed(world: World) -> None:
     for service in process.mentioning(folder):
         if b"isthmus.translate.service" in Path(f"/proc/{service.pid}/cmdline").read_bytes():
             service.kill()
+
+
+async def symbols_are_of_its_kernel(world: World, entry: str) -> None:
+    # The guest's own /proc/kallsyms would begin so.
+    symbols = world.folder / "kallsyms"
+    symbols.write_text(f"{entry[2:]} T asm_exc_invalid_op\n")
+    assert "EXTRQ" in await world.isthmus("translate", "status", "g", "--symbols", symbols)
+    symbols.write_text("ffffffff81000010 T asm_exc_invalid_op\n")
+    said = await world.isthmus("translate", "status", "g", "--symbols", symbols, code=2)
+    assert "another kernel" in said
 
 
 async def prometheus_reads_it(world: World, least: dict[str, int]) -> None:

@@ -17,6 +17,7 @@ from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.models import read_cpus
 from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine, revive_translators
+from isthmus.migration.record import guest_lock
 from isthmus.places import cache_folder
 from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.lab.image import build_image, command_line
@@ -136,6 +137,8 @@ async def test_a_killed_translator_is_replaced(hosts: Hosts) -> None:
         if b"isthmus.translate.service" in command:
             os.kill(service.pid, signal.SIGKILL)
     await asyncio.sleep(0.5)  # the guest stands still at its next #UD
+    with guest_lock(hosts.store.locks, "g"):  # another command is at work on it
+        assert await revive_translators(hosts.store) == []
     assert await revive_translators(hosts.store) == ["g"]
     assert await revive_translators(hosts.store) == []
     await ticks(hosts, 4)

@@ -8,8 +8,12 @@ import sys
 import urllib.request
 
 import pytest
+from click.testing import CliRunner
 
+from isthmus.cli.translate import translate
+from isthmus.errors import InputError
 from isthmus.translate.coverage import features
+from isthmus.translate.inside import build
 from isthmus.translate.table import Placement, translatable
 
 
@@ -131,3 +135,18 @@ def test_the_modules_sources_come_with_what_to_do_next(isthmus, tmp_path) -> Non
     assert (tmp_path / "src" / "dkms.conf").is_file()
     for word in ("dkms add", "dkms install", "mokutil", "modprobe isthmus_translate"):
         assert word in done.stdout
+
+
+def test_a_built_module_lies_where_it_was_wanted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(build, "build", lambda headers, folder, files: b"ELF")
+    for output, code in ((tmp_path / "guest.ko", 0), (tmp_path / "no" / "guest.ko", 1)):
+        done = CliRunner().invoke(
+            translate, ["module", "build", "--headers", str(tmp_path), "--output", str(output)]
+        )
+        assert done.exit_code == code
+        if code:
+            assert isinstance(done.exception, InputError)
+        else:
+            assert output.read_bytes() == b"ELF"
+            assert f"sign-file sha256 MOK.priv MOK.der {output}" in done.output
+            assert "modprobe isthmus_translate" in done.output

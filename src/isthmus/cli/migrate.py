@@ -112,6 +112,13 @@ async def _by_name(
             click.echo(
                 f"  {translation.words} (the guest was shown them, {host} lacks them)", err=True
             )
+        with_module = known.replace(module=True)
+        if verdict.blocking and not hosts.check(with_module, host, accepted=accepted).blocking:
+            click.echo(
+                "  with the module in its kernel the guest could move:"
+                " isthmus translate module --help",
+                err=True,
+            )
     if dry_run:
         if as_json:
             click.echo(to_json(verdict))

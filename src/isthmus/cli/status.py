@@ -45,6 +45,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
                             "host": g.host,
                             "moves": g.hops,
                             "alive": g.process.alive(),
+                            "translation": g.translation,
                         }
                         for g in guests
                     ],
@@ -57,7 +58,8 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
         return
     for guest in guests:
         state = "alive" if guest.process.alive() else "dead"
-        click.echo(f"guest {guest.name} on {guest.host}: {state}, {guest.hops} moves")
+        served = f", {guest.translation.words}" if guest.translation else ""
+        click.echo(f"guest {guest.name} on {guest.host}: {state}, {guest.hops} moves{served}")
     for record in moves[-20:]:
         plan = record.plan
         why = f" ({record.error})" if record.error else ""

@@ -98,7 +98,9 @@ async def attach(hosts: Hosts, name: str, *, warn_share: float | None = None) ->
         try:
             entry, took_ms = await _arm(armed)
         except BaseException:
-            store.write(msgspec.structs.replace(guest, translator=None, translation=None))
+            # One that serves after all, whatever we were told, must not be forgotten.
+            if not await _answers(armed):
+                store.write(msgspec.structs.replace(guest, translator=None, translation=None))
             raise
         return Attached(
             guest=name,
@@ -141,6 +143,7 @@ async def detach(store: GuestStore, name: str, *, force: bool = False) -> Report
                     remedy="move it home first, or take it away all the same (--yes)",
                 )
             await client.detach()
+            await client.ended()
         finally:
             await client.close()
         gone = msgspec.structs.replace(guest, translator=None, translation=None)
@@ -245,6 +248,7 @@ async def _let_go(client: TranslatorClient, guest: Guest) -> None:
     """Let a guest run that could not be armed: connecting to QEMU's stub has stopped it."""
     with contextlib.suppress(TranslatorError):
         await client.detach()
+        await client.ended()
     async with Monitor.session(guest.process.observe) as monitor:
         if await monitor.status() != "running":
             with contextlib.suppress(CommandRefusedError):

@@ -4,6 +4,7 @@ This ties the parts together for the command line and the demo: preflight, the e
 file.  The hosts are named CPU models; what each truly offers is asked of QEMU.
 """
 
+import contextlib
 import time
 import uuid
 from collections.abc import Collection
@@ -362,20 +363,34 @@ async def spawn_for(guest: Guest) -> TranslatorClient:
 async def revive_translators(store: GuestStore) -> list[str]:
     """Start the translators again that have died while their guests need them.
 
-    Such a guest stands still at its next #UD; the new translator takes over there.
+    Such a guest stands still at its next #UD; the new translator takes over there.  A guest that
+    another command works on is left to it: two translators for one guest would be one too many.
 
     :returns: the names of the guests that were helped.
     """
     helped = []
     for name in store.names():
-        guest = store.read(name)
-        if guest.translator is None or not guest.process.alive():
-            continue
-        try:
-            client = await TranslatorClient.connect(guest.translator)
-        except TranslatorError:
-            client = await spawn_for(guest)
-            await client.take_over()
-            helped.append(name)
-        await client.close()
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(guest_lock(store.locks, name))
+            except IsthmusError:
+                continue
+            if await _revive(store.read(name)):
+                helped.append(name)
     return helped
+
+
+async def _revive(guest: Guest) -> bool:
+    """Whether the guest lacked its translator and has one now."""
+    if guest.translator is None or not guest.process.alive():
+        return False
+    try:
+        client = await TranslatorClient.connect(guest.translator)
+    except TranslatorError:
+        client = await spawn_for(guest)
+        await client.take_over()
+        missing = True
+    else:
+        missing = False
+    await client.close()
+    return missing

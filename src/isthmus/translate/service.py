@@ -120,6 +120,11 @@ class TranslatorClient:
         """
         await self._do("detach")
 
+    async def ended(self) -> None:
+        """Wait until a detached translator's process has gone, so that another can come."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await asyncio.wait_for(self._reader.read(), ANSWER_TIMEOUT_S)
+
     async def status(self) -> TranslatorStatus:
         """The counters."""
         answer = await self._do("status")
