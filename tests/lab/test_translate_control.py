@@ -153,34 +153,48 @@ async def test_a_look_swallows_nobodys_stop(folder, monkeypatch):
     """It is looked at all the time here; each stop and each "cont" of the operator has to count."""
     monkeypatch.setattr(translator_module, "LOOK_S", 0.0)
     looks = []
-    seen = Lookout.differs
+    real = Lookout.look
 
-    async def differs(self, vectors):
-        looks.append(await seen(self, vectors))
+    async def look(self, vectors):
+        looks.append(await real(self, vectors))
         return looks[-1]
 
-    monkeypatch.setattr(Lookout, "differs", differs)
+    monkeypatch.setattr(Lookout, "look", look)
     async with armed(folder, IDLE) as translator, Monitor.session(folder / "qmp.sock") as monitor:
         await translator.release()
-        for _ in range(60):
+        for _ in range(40):
             await monitor.execute("stop")
-            await asyncio.sleep(0.005)
+            await until(lambda: not translator.running)
+            await asyncio.sleep(0.01)
             assert (await monitor.status(), translator.running) == ("paused", False)
             await monitor.execute("cont")
-            await asyncio.sleep(0.005)
+            await until(lambda: translator.running)  # nobody tells, so it has to be seen
             assert await monitor.status() == "running"
-        assert len(looks) > 60
-        assert not any(looks)
+        assert len(looks) > 80
+        assert not any(seen is None or seen.differs for seen in looks)
         await translator.hold()
         assert not translator.problem
 
 
+async def test_a_guest_that_somebody_let_go_on_goes_on_when_it_is_left(folder):
+    """Detaching leaves a guest as it is: running, though the last that was told is its stop."""
+    async with armed(folder, IDLE) as translator, Monitor.session(folder / "qmp.sock") as monitor:
+        await translator.release()
+        await monitor.execute("stop")
+        await until(lambda: translator.standing)
+        await monitor.execute("cont")
+        await translator.detach()
+        assert await monitor.status() == "running"
+
+
 async def test_looks_at_a_monitor_that_is_none(tmp_path, folder):
     """Nobody there, or somebody else in it: nothing is seen, and nothing stalls."""
-    assert not await Lookout(tmp_path / "none").differs(None)
+    assert await Lookout(tmp_path / "none").look(None) is None
     async with asyncio.timeout(10), Monitor.session(folder / "look.sock"):
-        assert not await Lookout(folder / "look.sock").differs(None)
-    assert await Lookout(folder / "look.sock").differs(None)
+        assert await Lookout(folder / "look.sock").look(None) is None
+    seen = await Lookout(folder / "look.sock").look(None)
+    assert seen is not None
+    assert seen.differs
 
 
 async def test_holds_what_somebody_else_has_stopped(folder):

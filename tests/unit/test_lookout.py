@@ -7,6 +7,7 @@ import json
 import pytest
 
 from isthmus.translate.outside import Lookout, lookout
+from isthmus.translate.outside.lookout import Seen
 from isthmus.translate.tables import plugged, read_tables
 from isthmus.translate.vectors import Vcpu, Vectors
 
@@ -43,6 +44,7 @@ class Monitor:
         self.gates = gates if isinstance(gates, list) else [gates] * 8
         self.lines = lines
         self.asked = []
+        self.running = True
 
     async def serve(self, reader, writer):
         with contextlib.suppress(OSError):
@@ -58,6 +60,8 @@ class Monitor:
     def reply(self, request):
         if request["execute"] == "qmp_capabilities":
             return {}
+        if request["execute"] == "query-status":
+            return {"running": self.running, "status": "running" if self.running else "paused"}
         arguments = request["arguments"]
         if arguments["command-line"] == "info registers -a":
             return self.text
@@ -67,10 +71,10 @@ class Monitor:
         return f"{IDT + 96:016x}: 0x{low:016x} 0x{high:016x}\r\n" if gate else "Cannot access"
 
 
-async def differs(path, monitor, known):
+async def look(path, monitor, known):
     server = await asyncio.start_unix_server(monitor.serve, str(path / "m"))
     try:
-        return await Lookout(path / "m").differs(known)
+        return await Lookout(path / "m").look(known)
     finally:
         server.close()
 
@@ -97,7 +101,7 @@ async def differs(path, monitor, known):
 )
 async def test_what_makes_it_another_guest(tmp_path, text, gates, known, expected):
     monitor = Monitor(text, gates)
-    assert await differs(tmp_path, monitor, known) == expected
+    assert await look(tmp_path, monitor, known) == Seen(running=True, differs=expected)
     assert all(line == f"x /2gx {IDT + 96:#x}" for _, line in monitor.asked)
 
 
@@ -118,11 +122,18 @@ async def test_a_monitor_that_talks_nonsense_shows_nothing(tmp_path, monkeypatch
     monkeypatch.setattr(lookout, "LOOK_TIMEOUT_S", 0.3)
     monkeypatch.setattr(lookout, "LINE_LIMIT", 100_000)
     monitor = Monitor("", lines=lines or b"\n")
-    assert await differs(tmp_path, monitor, None) is False
+    seen = await look(tmp_path, monitor, None)
+    assert seen in {None, Seen(running=False, differs=False)}
+
+
+async def test_a_guest_that_stands_is_seen_to(tmp_path):
+    monitor = Monitor(cpu(0))
+    monitor.running = False
+    assert await look(tmp_path, monitor, vectors(0)) == Seen(running=False, differs=False)
 
 
 async def test_nobody_there_shows_nothing(tmp_path):
-    assert await Lookout(tmp_path / "none").differs(None) is False
+    assert await Lookout(tmp_path / "none").look(None) is None
 
 
 def test_vcpus_are_counted_whether_started_or_not():

@@ -3,7 +3,8 @@
 What QEMU's stub is like, found by experiment and in its source (7.2 and 10.0: gdbstub):
 
 - it knows no ``QStartNoAckMode``, but takes a new packet as the end of waiting for an
-  acknowledgement; and any byte that comes while the guest runs stops it.  So we never acknowledge;
+  acknowledgement; and any byte that comes while the guest runs stops it.  So we never acknowledge,
+  but to stop it;
 - a first connection stops the guest and brings an unsolicited stop reply;
 - 7.2 answers ``p``/``P`` with nothing until ``target.xml`` has been read once;
 - several requests may go out in one write, and the answers come in order; but nothing may follow
@@ -197,8 +198,13 @@ class Stub:
             raise StubGoneError("a single step does not end") from error
 
     def interrupt(self) -> None:
-        """Stop the running guest; the stop reply follows.  A guest that stands does not notice."""
-        self._transport.write(b"\x03")
+        """Stop the running guest; the stop reply follows.  A guest that stands does not notice.
+
+        The stub drops what comes before its last packet is acknowledged, unless it is a new one:
+        so after a stop that somebody else made and ended.  Where there is nothing to acknowledge
+        the "+" stops the guest, and the rest is not noticed.
+        """
+        self._transport.write(b"+\x03")
 
     async def memory(self, address: int, length: int) -> bytes:
         """Read memory in the selected vCPU's address space; shorter where it is not mapped."""

@@ -18,11 +18,22 @@ import msgspec
 
 from isthmus.translate.tables import COMMAND, read_tables
 from isthmus.translate.vectors import UD_VECTOR, Vectors, handler_of, moved
-from isthmus.values import to_json
+from isthmus.values import Value, to_json
 
 LOOK_TIMEOUT_S = 2.0
 LINE_LIMIT = 4 << 20  # of QMP: ``info registers -a`` takes some 2 KB a vCPU
 _WORDS = re.compile(r"0x([0-9a-f]{16}) 0x([0-9a-f]{16})")
+
+
+class Seen(Value, frozen=True):
+    """What a look has shown.
+
+    ``running``: whether the guest runs; ``differs``: whether it takes #UD elsewhere than was known
+    or, if nothing was known, whether its vCPUs have one handler for it.
+    """
+
+    running: bool
+    differs: bool
 
 
 class Lookout:
@@ -31,26 +42,24 @@ class Lookout:
     def __init__(self, monitor: Path) -> None:
         self._monitor = monitor
 
-    async def differs(self, vectors: Vectors | None) -> bool:
-        """Whether the guest takes #UD elsewhere than ``vectors`` say.
-
-        Where they are None: whether its vCPUs have one handler for it.  False if nothing can be
-        seen.
-        """
+    async def look(self, vectors: Vectors | None) -> Seen | None:
+        """See what the guest does, and whether ``vectors`` still hold; None if nothing is seen."""
         with contextlib.suppress(OSError, ValueError, TimeoutError, msgspec.MsgspecError):
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 reader, writer = await asyncio.open_unix_connection(
                     str(self._monitor), limit=LINE_LIMIT
                 )
                 try:
-                    return await _differs(_Asking(reader, writer), vectors)
+                    monitor = _Asking(reader, writer)
+                    await monitor.negotiate()
+                    running = await monitor.running()
+                    return Seen(running=running, differs=await _differs(monitor, vectors))
                 finally:
                     writer.close()
-        return False
+        return None
 
 
 async def _differs(monitor: "_Asking", vectors: Vectors | None) -> bool:
-    await monitor.negotiate()
     text = await monitor.ask(COMMAND)
     if vectors is None:
         gates = [await monitor.gate(tables.number, tables.idt) for tables in read_tables(text)]
@@ -75,6 +84,11 @@ class _Asking:
     async def negotiate(self) -> None:
         """Leave the mode in which nothing else is answered."""
         await self._execute({"execute": "qmp_capabilities"})
+
+    async def running(self) -> bool:
+        """Whether QEMU lets the guest run."""
+        answer = await self._execute({"execute": "query-status"})
+        return isinstance(answer, dict) and answer.get("running") is True
 
     async def ask(self, line: str, vcpu: int = 0) -> str:
         """The text that the human monitor prints."""

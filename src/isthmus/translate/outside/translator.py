@@ -59,6 +59,7 @@ class Translator:
         self._lost = False  # it was armed, and the entry went away
         self._looking = False  # we have interrupted the guest for a look
         self._looked = 0.0
+        self._stops = 0  # that were reported
         self._changed = -SETTLED_S  # when it was found to take #UD elsewhere
         self._failures = 0  # to find an entry, since
 
@@ -111,6 +112,7 @@ class Translator:
 
     async def detach(self) -> None:
         """Leave the guest for good, running if it ran."""
+        await self._notice()
         running = self.running
         await self.hold()
         self.vectors = None
@@ -264,16 +266,29 @@ class Translator:
         """
         while True:
             await asyncio.sleep(self._pause_s())
-            if self._holding or self.standing:
+            if self._holding:
                 continue
             if self._lookout is not None:
-                if not await self._lookout.differs(self.vectors):
+                if not await self._notice():
                     continue
             elif time.monotonic() - self._looked < self._pause_s():
                 continue
             if not (self._looking or self._busy or self._holding or self.standing):
                 self._looking = True
                 self.stub.interrupt()
+
+    async def _notice(self) -> bool:
+        """Look without stopping it; whether it runs, and takes #UD elsewhere than is known.
+
+        One that was stopped by somebody and let go on again tells nobody of the latter.
+        """
+        stops = self._stops
+        seen = await self._lookout.look(self.vectors) if self._lookout is not None else None
+        if seen is None or not seen.running:
+            return False
+        if stops == self._stops:
+            self.standing = 0
+        return seen.differs
 
     def _pause_s(self) -> float:
         """How long not to look.
@@ -296,6 +311,7 @@ class Translator:
         try:
             while True:
                 stop = await self.stub.stopped()
+                self._stops += 1
                 if stop.signal != SIGTRAP:
                     if self._looking and stop.signal == SIGINT and not self._holding:
                         self._busy = True
