@@ -1,7 +1,9 @@
 """Xen's migration stream: what passes, what is rewritten, what is refused, in which words."""
 
+import re
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -212,3 +214,14 @@ def test_nothing_of_a_wrong_record_is_given_on() -> None:
         transport.filtered(channel, (), Report(None), to="")
     assert channel.out == good
     assert channel.passed == 3 * made.PAGE, "pages, and nothing else, pass unseen"
+
+
+def test_the_page_tells_every_rule_and_every_record() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "xen.md").read_text()
+    layers = (*records().libxl, *records().libxc, *records().hvm)
+    words = set(re.findall(r"[A-Z][A-Z0-9_]+", page))
+    assert {record.name for record in layers} <= words
+    for rule in rules():
+        row = next(line for line in page.splitlines() if f"`{rule.id}`" in line)
+        assert f"`{rule.keep}`" in row
+        assert f"`{rule.field}`" in row
