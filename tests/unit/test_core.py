@@ -105,8 +105,9 @@ def modrm(reg: int, rm: int) -> tuple[int, int]:
 @given(value=quad, length=st.integers(0, 255), index=st.integers(0, 255), rm=registers)
 def test_extrq_immediate(value: int, length: int, index: int, rm: int) -> None:
     rex, byte = modrm(0, rm)
-    cpu = execute(bytes([0x66, rex, 0x0F, 0x78, byte, length, index]), **{f"xmm{rm}": value})
-    assert xmm(cpu, rm) & MASK == value >> (index & 63) & field(length & 63)
+    before = {f"xmm{rm}": value | 5 << 64}  # the upper quadword goes, as on Zen 5
+    cpu = execute(bytes([0x66, rex, 0x0F, 0x78, byte, length, index]), **before)
+    assert xmm(cpu, rm) == value >> (index & 63) & field(length & 63)
 
 
 @given(value=quad, control=quad, reg=registers, rm=registers)
@@ -115,7 +116,7 @@ def test_extrq_register(value: int, control: int, reg: int, rm: int) -> None:
     cpu = execute(bytes([0x66, rex, 0x0F, 0x79, byte]), **{f"xmm{reg}": value, f"xmm{rm}": control})
     source = control if reg == rm else value
     expected = source >> (control >> 8 & 63) & field(control & 63)
-    assert xmm(cpu, reg) & MASK == expected
+    assert xmm(cpu, reg) == expected
 
 
 @given(base=quad, piece=quad, length=st.integers(0, 255), index=st.integers(0, 255))
@@ -123,14 +124,14 @@ def test_insertq_immediate(base: int, piece: int, length: int, index: int) -> No
     cpu = execute(bytes([0xF2, 0x0F, 0x78, 0xCA, length, index]), xmm1=base, xmm2=piece)
     mask = field(length & 63)
     expected = base & ~(mask << (index & 63)) | (piece & mask) << (index & 63)
-    assert xmm(cpu, 1) & MASK == expected & MASK
+    assert xmm(cpu, 1) == expected & MASK
 
 
 @given(base=quad, piece=quad, control=quad)
 def test_insertq_register(base: int, piece: int, control: int) -> None:
     cpu = execute(bytes([0xF2, 0x0F, 0x79, 0xCA]), xmm1=base, xmm2=piece | control << 64)
     mask, index = field(control & 63), control >> 8 & 63
-    assert xmm(cpu, 1) & MASK == (base & ~(mask << index) | (piece & mask) << index) & MASK
+    assert xmm(cpu, 1) == (base & ~(mask << index) | (piece & mask) << index) & MASK
 
 
 @given(tsc=quad, aux=st.integers(0, (1 << 32) - 1))

@@ -222,7 +222,7 @@ static void judge(const struct encoding *encoding, uint64_t before, const struct
 }
 
 /* EXTRQ and INSERTQ leave the upper quadword of their destination undefined (AMD APM vol. 4): Zen 5
- * clears it, QEMU and Bochs keep it. */
+ * and the core clear it, QEMU and Bochs keep it. */
 static void drop_undefined(const uint8_t *code)
 {
     unsigned at = 0;

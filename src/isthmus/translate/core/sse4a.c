@@ -3,8 +3,9 @@
  *
  * Length and index count modulo 64.  A length of 0 means 64 where the index is 0; length 0 with
  * another index, and a length and index whose sum passes 64, are undefined there.  We do what
- * QEMU and Bochs do: length 0 is 64, and bits beyond 63 read as zero or are dropped.  The upper
- * quadword of the destination is undefined too; it keeps its value, as in QEMU and Bochs.
+ * QEMU, Bochs and a Zen 5 do: length 0 is 64, and bits beyond 63 read as zero or are dropped.  The
+ * upper quadword of the destination is undefined too; it is cleared, as a Zen 5 does in every case
+ * that was tried, where QEMU and Bochs keep it: what counts is the CPU that the program comes from.
  */
 #include "instruction.h"
 
@@ -24,6 +25,13 @@ static uint64_t insert(uint64_t into, uint64_t value, unsigned length, unsigned 
     return (into & ~(mask << index)) | (value & mask) << index;
 }
 
+static void set_field(struct instruction *insn, unsigned target, uint64_t value)
+{
+    static const uint64_t none;
+    set_xmm_low(insn, target, value);
+    __builtin_memcpy(&insn->machine->xmm[target][8], &none, 8);
+}
+
 /* The immediate form of EXTRQ names its register in ModRM.rm, with ModRM.reg as opcode extension. */
 static void run_extrq(struct instruction *insn)
 {
@@ -35,7 +43,7 @@ static void run_extrq(struct instruction *insn)
     unsigned target = immediate ? insn->rm : insn->reg;
     uint64_t control = immediate ? insn->immediate : xmm_quad(machine, insn->rm, 0);
     uint64_t value = xmm_quad(machine, target, 0);
-    set_xmm_low(insn, target, extract(value, control & 63, control >> 8 & 63));
+    set_field(insn, target, extract(value, control & 63, control >> 8 & 63));
     step_over(insn);
 }
 
@@ -48,7 +56,7 @@ static void run_insertq(struct instruction *insn)
     uint64_t control = insn->opcode == 0x78 ? insn->immediate : xmm_quad(machine, insn->rm, 1);
     uint64_t value = xmm_quad(machine, insn->rm, 0);
     uint64_t into = xmm_quad(machine, insn->reg, 0);
-    set_xmm_low(insn, insn->reg, insert(into, value, control & 63, control >> 8 & 63));
+    set_field(insn, insn->reg, insert(into, value, control & 63, control >> 8 & 63));
     step_over(insn);
 }
 
