@@ -333,13 +333,17 @@ static bool agrees(const uint8_t *code, uint64_t flags, int special, unsigned *f
     struct isthmus_outcome outcome;
     memcpy(original, memory, WINDOW);
     /* Decoded anew, or as it was kept. */
-    static struct isthmus_site site;
-    if (dice() & 1)
+    static struct instruction kept;
+    static uint8_t kept_code[16];
+    static bool keeps;
+    if (dice() & 1) {
         isthmus_execute(&machine, code, length, &access, &outcome);
-    else if (isthmus_knows(&site, 64, code, length))
-        isthmus_again(&site, &machine, &access, &outcome);
-    else
-        isthmus_learn(&site, &machine, code, length, &access, &outcome);
+    } else if (keeps && !memcmp(kept_code, code, length)) {
+        isthmus_again(&kept, &machine, &outcome);
+    } else {
+        keeps = isthmus_learn(&kept, &machine, code, length, &access, &outcome);
+        memcpy(kept_code, code, length);
+    }
     memcpy(after, memory, WINDOW);
     memcpy(memory, original, WINDOW);
     if (special == UNDEFINED) {
