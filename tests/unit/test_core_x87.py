@@ -57,9 +57,8 @@ def machine(**values: int) -> Machine:
 def test_agrees_with_this_cpu(tmp_path: Path, flags: tuple[str, ...], cases: int) -> None:
     """All sizes, roundings, masks, tags and tops; unmasked exceptions, and ones that waited."""
     files = [HARNESS, *(TRANSLATE / "core" / name for name in sources())]
-    if "-DPRELOAD" in flags:  # the harness itself includes the handler
-        process = sorted((TRANSLATE / "process").glob("*.c"))
-        files += [path for path in process if path.name != "trap.c"]
+    if "-DPRELOAD" in flags:
+        files += [path for path in (TRANSLATE / "process").glob("*.c") if path.stem != "trap"]
     folders = [f"-I{TRANSLATE}", f"-I{TRANSLATE / 'core'}"]
     subprocess.run(
         ["gcc", "-O1", "-g", *flags, *folders, "-o", tmp_path / "x87", *files, "-ldl", "-lpthread"],

@@ -3,10 +3,10 @@
  * The argument says how many random states to try of each.  Prints "NAME TRIED WRONG WAITING UNMASKED":
  * how many states had an exception waiting, in how many the instruction raised an unmasked one.
  *
- * With PRELOAD defined it is not the core alone but the signal handler of process/trap.c that does the
+ * With PRELOAD defined it is not the core alone but the signal handler of `isthmus run` that does the
  * instruction: a breakpoint before it calls the handler, as if this CPU lacked what follows. */
 #ifdef PRELOAD
-#include "process/trap.c"
+#include "process/trap.c" /* its handler is static */
 #else
 #define _GNU_SOURCE
 #endif
