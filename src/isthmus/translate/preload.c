@@ -103,7 +103,8 @@ static void take_state(struct isthmus_machine *machine, const ucontext_t *contex
     machine->rflags = (uint64_t)registers[REG_EFL];
     machine->mode = 64;
     machine->cpl = 3;
-    machine->cr4 = 0x40600; /* OSFXSR, OSXMMEXCPT, OSXSAVE: what every Linux sets */
+    /* OSFXSR, OSXMMEXCPT, OSXSAVE: what every Linux sets.  LA57, which it may have set: touching tells. */
+    machine->cr4 = 0x41600;
     machine->mxcsr = frame->mxcsr;
     memcpy(machine->xmm, frame->xmm, sizeof machine->xmm);
     for (unsigned i = 0; i < 8; i++) /* by stack order; MMX code has the top at 0 */

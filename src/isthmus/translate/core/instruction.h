@@ -8,7 +8,7 @@
 enum { FLAG_CF = 1, FLAG_PF = 4, FLAG_AF = 0x10, FLAG_ZF = 0x40, FLAG_SF = 0x80, FLAG_OF = 0x800 };
 enum { FLAG_AC = 0x40000 };
 enum { CR0_EM = 4, CR0_TS = 8, CR0_AM = 0x40000 };
-enum { CR4_TSD = 4, CR4_OSFXSR = 0x200, CR4_OSXSAVE = 0x40000 };
+enum { CR4_TSD = 4, CR4_OSFXSR = 0x200, CR4_LA57 = 0x1000, CR4_OSXSAVE = 0x40000 };
 enum { MXCSR_MM = 0x20000 };
 enum { VECTOR_NM = 7, VECTOR_SS = 12, VECTOR_GP = 13, VECTOR_PF = 14, VECTOR_AC = 17 };
 enum { LONGEST = 15 }; /* a longer instruction raises #GP, never #UD */
