@@ -97,10 +97,10 @@ def boot(image, cpu: str, console: Path, words: str = "") -> Said:
     return said
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
+@pytest.fixture(scope="module", params=[None, pytest.param("6.12", marks=pytest.mark.slow)])
+def image(request, tmp_path_factory):
     cache = cache_folder()
-    release = fetch_kernel(None, cache=cache, progress=lambda _: None).release
+    release = fetch_kernel(request.param, cache=cache, progress=lambda _: None).release
     program = tmp_path_factory.mktemp("hostile") / "hostile"
     flags = ["-O1", "-static", "-no-pie", "-pthread", "-Wall", "-Werror"]
     subprocess.run(["gcc", *flags, "-o", program, HERE / "inside_hostile.c"], check=True)
@@ -109,6 +109,7 @@ def image(tmp_path_factory):
         "Kbuild": b"obj-m := inside_kernel.o\n",
     }
     return build_image(
+        request.param,
         cache=cache,
         more=[
             folder("hostile"),

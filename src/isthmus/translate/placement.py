@@ -9,10 +9,6 @@ anything.
 from isthmus.translate.table import Placement, translatable
 from isthmus.values import Value
 
-ATOMIC = frozenset({"cx16"})
-"""Features whose instructions have to be atomic towards other vCPUs.  Outside, all vCPUs stand
-still while one is served; inside, the others run on between the module's load and its store."""
-
 
 class Service(Value, frozen=True):
     """Who translates for a guest, and the features that are covered by that; None: nobody."""
@@ -30,10 +26,8 @@ def service(*, module: bool, outside: bool, avx: bool, vcpus: int) -> Service:
     :param vcpus: how many vCPUs it has.
     """
     if module:
-        covered = translatable(Placement.INSIDE, avx=avx)
-        return Service(
-            placement=Placement.INSIDE, covered=covered - ATOMIC if vcpus > 1 else covered
-        )
+        covered = translatable(Placement.INSIDE, avx=avx, vcpus=vcpus)
+        return Service(placement=Placement.INSIDE, covered=covered)
     if outside:
         return Service(placement=Placement.OUTSIDE, covered=translatable(avx=avx))
     return Service(placement=None, covered=frozenset())
