@@ -21,9 +21,6 @@ PAIRS = (
     Pair("Haswell", "IvyBridge", Placement.INSIDE, ("library-level", "silent-tzcnt")),
 )
 
-# QEMU 7.2's TCG executes AVX2's register forms of these for AVX alone, so they never trap there.
-KIND = {"VBROADCASTSS", "VBROADCASTSD"}
-
 
 @pytest.fixture(scope="module")
 def cpus() -> QemuCpus:
@@ -40,7 +37,5 @@ async def test_crosses_by_its_own_module(cpus, made, pair: Pair, tmp_path_factor
     folder = tmp_path_factory.mktemp("i")
     store = GuestStore(folder / "state", folder / "run")
     crossing = await cross(Hosts(find_qemu(), Accelerator.TCG, cpus, store), made, pair)
-    assert crossing.faults == ()
     assert crossing.missing > 50
-    assert set(crossing.untouched) <= KIND
-    assert min(crossing.rounds) > 0
+    assert crossing.ok, crossing

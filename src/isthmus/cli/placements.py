@@ -34,7 +34,6 @@ def covered(
     """
     if not translate and placement is None:
         return frozenset()
-    from isthmus.translate.placement import covered as covered_by
-    from isthmus.translate.table import Placement
+    from isthmus.translate.table import Placement, translatable
 
-    return covered_by(Placement(placement or "outside"), avx=avx, vcpus=vcpus)
+    return translatable(Placement(placement or "outside"), avx=avx, vcpus=vcpus)

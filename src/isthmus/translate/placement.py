@@ -11,10 +11,6 @@ from collections.abc import Collection
 from isthmus.translate.table import Placement, translatable
 from isthmus.values import Value
 
-ATOMIC = frozenset({"cx16"})
-"""Features whose instructions have to be atomic towards other vCPUs.  Outside, all vCPUs stand
-still while one is served; inside, the others run on between the module's load and its store."""
-
 WARN_SHARE = 0.05
 """The share of a vCPU above which the cost of translation is warned of, unless another is set."""
 
@@ -50,16 +46,6 @@ class Translation(Value, frozen=True):
         return f"translated {_WORDS[self.placement]}: {', '.join(self.features) or 'nothing yet'}"
 
 
-def covered(placement: Placement, *, avx: bool, vcpus: int) -> frozenset[str]:
-    """The features whose loss a placement makes good for a guest.
-
-    :param avx: whether the guest was shown AVX.
-    :param vcpus: how many vCPUs it has.
-    """
-    features = translatable(placement, avx=avx)
-    return features - ATOMIC if placement is not Placement.OUTSIDE and vcpus > 1 else features
-
-
 def service(*, module: bool, outside: bool, avx: bool, vcpus: int) -> Service:
     """Choose.
 
@@ -71,7 +57,7 @@ def service(*, module: bool, outside: bool, avx: bool, vcpus: int) -> Service:
     placement = Placement.INSIDE if module else Placement.OUTSIDE if outside else None
     if placement is None:
         return Service(placement=None, covered=frozenset())
-    return Service(placement=placement, covered=covered(placement, avx=avx, vcpus=vcpus))
+    return Service(placement=placement, covered=translatable(placement, avx=avx, vcpus=vcpus))
 
 
 def arrange(

@@ -30,7 +30,8 @@ class Instruction(Value, frozen=True, forbid_unknown_fields=True):
 
     ``ymm``: these encodings write the upper halves of YMM registers, so they need a placement that
     reaches them, and a guest that has AVX.  ``state``: the feature has state of its own that the
-    destination drops, so executing the instruction does not cover the feature.  ``oracle`` is what
+    destination drops, so executing the instruction does not cover the feature.  ``atomic``: it has
+    to be one step towards other vCPUs (Intel SDM vol. 3A, 9.1.2).  ``oracle`` is what
     the core was compared with.  ``reason``: why it is refused, or harmless.  ``rule``: of a silent
     one, the rule of the catalogue of divergences that protects from it.
     """
@@ -42,6 +43,7 @@ class Instruction(Value, frozen=True, forbid_unknown_fields=True):
     source: str
     ymm: bool = False
     state: bool = False
+    atomic: bool = False
     oracle: str = ""
     reason: str = ""
     rule: str = ""
@@ -65,20 +67,25 @@ def instructions() -> tuple[Instruction, ...]:
     return from_json(data, _Table, where="instructions.json").instructions
 
 
-def translatable(placement: Placement = Placement.OUTSIDE, *, avx: bool = True) -> frozenset[str]:
+def translatable(
+    placement: Placement = Placement.OUTSIDE, *, avx: bool = True, vcpus: int = 1
+) -> frozenset[str]:
     """The features that a placement covers: all their instructions.
 
     Outside the guest no upper halves of YMM registers are reached, since QEMU's debug stub shows
-    none; inside it and in a process they are.
+    none; inside it and in a process they are.  Outside, all vCPUs stand still while one is served;
+    elsewhere the others run on between a load and its store, so nothing is atomic.
 
     :param avx: whether the guest was shown AVX: else it has no encodings that need them.
+    :param vcpus: how many run beside each other.
     """
     reaches_ymm = placement is not Placement.OUTSIDE
+    alone = placement is Placement.OUTSIDE or vcpus == 1
     by_feature: dict[str, bool] = {}
     for row in instructions():
         if row.ymm and not avx and row.feature not in _OF_AVX:
             continue
         done = row.status is Status.TRANSLATED and not row.state
-        whole = done and (reaches_ymm or not row.ymm)
+        whole = done and (reaches_ymm or not row.ymm) and (alone or not row.atomic)
         by_feature[row.feature] = by_feature.get(row.feature, True) and whole
     return frozenset(feature for feature, whole in by_feature.items() if whole)

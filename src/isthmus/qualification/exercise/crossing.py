@@ -18,7 +18,7 @@ from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine
 from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.exercise.build import build_exercise
-from isthmus.qualification.exercise.encodings import Encoding, encodings
+from isthmus.qualification.exercise.encodings import NEED_NOT_TRAP, Encoding, encodings
 from isthmus.qualification.exercise.rounds import died, differences, rounds
 from isthmus.qualification.lab.image import GuestImage, build_image, command_line
 from isthmus.qualification.lab.initramfs import file, folder
@@ -233,7 +233,9 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
         missing=len(lacking),
         translated=went.translated,
         rounds=(first, second - 1, third - 1),
-        untouched=tuple(sorted({one.mnemonic for one in lacking} - set(went.translated))),
+        untouched=tuple(
+            sorted({one.mnemonic for one in lacking} - set(went.translated) - NEED_NOT_TRAP)
+        ),
         faults=tuple(faults),
         seconds=round(time.monotonic() - begun, 1),
     )

@@ -28,11 +28,12 @@ uint64_t effective_address(const struct instruction *insn, int *segment)
     return truncated(offset, address_bits(insn));
 }
 
-static bool canonical(uint64_t address)
+static bool canonical(const struct isthmus_machine *machine, uint64_t address)
 {
-    /* 57 bits cover both paging depths; with four levels the caller's walk refuses the rest. */
-    uint64_t high = address >> 56;
-    return high == 0 || high == 0xff;
+    /* All bits from the highest of four or of five levels' addresses upwards are equal (SDM vol. 1,
+     * 3.3.7.1). */
+    int64_t high = (int64_t)address >> (machine->cr4 & CR4_LA57 ? 56 : 47);
+    return high == 0 || high == -1;
 }
 
 static bool access(struct instruction *insn, int kind, int segment, uint64_t offset,
@@ -43,7 +44,7 @@ static bool access(struct instruction *insn, int kind, int segment, uint64_t off
     uint64_t linear = offset + (has_base ? machine->segment_base[segment] : 0);
     if (machine->mode != 64) {
         linear = truncated(linear, 32);
-    } else if (!canonical(linear) || !canonical(linear + size - 1)) {
+    } else if (!canonical(machine, linear) || !canonical(machine, linear + size - 1)) {
         fault(insn, segment == ISTHMUS_SS ? VECTOR_SS : VECTOR_GP, true, 0);
         return false;
     }

@@ -49,7 +49,8 @@ static void take_state(struct isthmus_machine *machine, const ucontext_t *contex
     machine->mode = (registers[REG_CSGSFS] & 0xffff) == USER32 ? 32 : 64;
     machine->cpl = 3;
     machine->cr0 = 0x80050033; /* AM among them: EFLAGS.AC counts */
-    machine->cr4 = 0x40600;    /* OSFXSR, OSXMMEXCPT, OSXSAVE: what every Linux sets */
+    /* OSFXSR, OSXMMEXCPT, OSXSAVE: what every Linux sets.  LA57, which it may have set: reaching tells. */
+    machine->cr4 = 0x41600;
     machine->mxcsr = frame->mxcsr;
     memcpy(machine->xmm, frame->xmm, sizeof machine->xmm);
     take_x87(machine, frame);

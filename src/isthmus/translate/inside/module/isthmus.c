@@ -31,7 +31,7 @@
 #include "registers.h"
 #include "site.h"
 
-enum { MOST_IN_ONE_TRAP = 32, SITES = 64 };
+enum { MOST_IN_ONE_TRAP = 32, SITES = 64, DOUBTS = 8 };
 
 static bool user = true, kernel = true, batch = true;
 module_param(user, bool, 0644);
@@ -60,6 +60,12 @@ struct counters {
 	u64 traps, declined, faulted, paged, lacking;
 	u64 by_mnemonic[2][ISTHMUS_MNEMONICS]; /* plain, and by VEX */
 	u32 depth; /* of traps in traps: the kernel functions used here may lack instructions, too */
+	struct {
+		const struct task_struct *task;
+		unsigned long ip;
+		u8 code[FETCHED];
+		u32 times;
+	} doubted; /* what was last seen that is not ours */
 	struct site sites[SITES];
 };
 static struct counters __percpu *counters;
@@ -254,6 +260,23 @@ static bool put_off(const struct pt_regs *regs, const struct isthmus_machine *ma
 	return user_mode(regs) && leave_for_later(&raised);
 }
 
+/* Whether a #UD of a program that is not ours is to be believed.  Another thread may have changed the code
+ * since, and what is there now the CPU may well execute: it tries again.  Only UD0, UD1 and UD2 leave no
+ * doubt (Intel SDM vol. 2B). */
+static bool believed(struct counters *mine, unsigned long ip, const u8 *code)
+{
+	if (code[0] == 0x0f && (code[1] == 0x0b || code[1] == 0xb9 || code[1] == 0xff))
+		return true;
+	if (mine->doubted.task != current || mine->doubted.ip != ip ||
+	    memcmp(mine->doubted.code, code, FETCHED)) {
+		mine->doubted.task = current;
+		mine->doubted.ip = ip;
+		mine->doubted.times = 0;
+		memcpy(mine->doubted.code, code, FETCHED);
+	}
+	return ++mine->doubted.times >= DOUBTS;
+}
+
 /* The long way: all registers, memory, faults. */
 static noinline int at_length(struct counters *mine, struct pt_regs *regs, unsigned int mode)
 {
@@ -341,7 +364,7 @@ static noinline int at_length(struct counters *mine, struct pt_regs *regs, unsig
 	if (!done) {
 		if (outcome.kind == ISTHMUS_LACKS_STATE)
 			mine->lacking++;
-		return NOTIFY_DONE;
+		return !from_user || believed(mine, regs->ip, code) ? NOTIFY_DONE : NOTIFY_STOP;
 	}
 	give_general(&machine, all.gpr_written, regs);
 	if (unlikely(all.touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX | ISTHMUS_WROTE_X87)))

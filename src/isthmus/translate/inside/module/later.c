@@ -55,24 +55,30 @@ static int floating_code(u32 mxcsr)
 	return FPE_FLTRES;
 }
 
-/* No mapping there, one that forbids it, or one that has nothing there (a file that is shorter). */
-static void signal_page(const struct raised *raised)
+/* The signal for a page that cannot be had: no mapping there, one that forbids it, or one that has nothing
+ * there (a file that is shorter).  None if it can be had by now: mappings change while others look. */
+static bool signal_page(const struct raised *raised)
 {
-	bool writes = raised->error_code & X86_PF_WRITE, allowed;
+	bool writes = raised->error_code & X86_PF_WRITE;
 	unsigned long address = raised->address;
 	struct vm_area_struct *area;
+	int failed, number = SIGSEGV, code = SEGV_MAPERR;
 
 	if (mmap_read_lock_killable(current->mm))
-		return;
+		return false;
+	failed = fixup_user_fault(current->mm, address, writes ? FAULT_FLAG_WRITE : 0, NULL);
 	area = find_vma(current->mm, address);
-	if (!area || area->vm_start > address)
-		area = NULL;
-	allowed = area && area->vm_flags & (writes ? VM_WRITE : VM_READ | VM_EXEC | VM_WRITE);
+	if (area && area->vm_start <= address) {
+		code = SEGV_ACCERR;
+		if (area->vm_flags & (writes ? VM_WRITE : VM_READ))
+			number = SIGBUS, code = BUS_ADRERR;
+	}
 	mmap_read_unlock(current->mm);
-	if (allowed)
-		signal_task(SIGBUS, BUS_ADRERR, address);
-	else
-		signal_task(SIGSEGV, area ? SEGV_ACCERR : SEGV_MAPERR, address);
+	if (!failed || failed == -ENOMEM)
+		return false;
+	current->thread.cr2 = address;
+	signal_task(number, code, address);
+	return true;
 }
 
 static void do_later(struct callback_head *work)
@@ -81,17 +87,16 @@ static void do_later(struct callback_head *work)
 	const struct raised *raised = &later->raised;
 
 	if (raised->vector == X86_TRAP_PF &&
-	    !(raised->error_code & X86_PF_WRITE
-		      ? fault_in_safe_writeable((char __user *)raised->address, 1)
-		      : fault_in_readable((char __user *)raised->address, 1)))
+	    (!(raised->error_code & X86_PF_WRITE
+		       ? fault_in_safe_writeable((char __user *)raised->address, 1)
+		       : fault_in_readable((char __user *)raised->address, 1)) ||
+	     !signal_page(raised)))
 		goto done; /* the instruction comes again, and finds its page */
-	/* What a handler is told in its context (sigcontext: trapno, err, cr2). */
+	/* What a handler is told in its context (sigcontext: trapno, err). */
 	current->thread.trap_nr = raised->vector;
 	current->thread.error_code = raised->error_code;
 	switch (raised->vector) {
 	case X86_TRAP_PF:
-		current->thread.cr2 = raised->address;
-		signal_page(raised);
 		break;
 	case X86_TRAP_AC:
 		signal_task(SIGBUS, BUS_ADRALN, 0);

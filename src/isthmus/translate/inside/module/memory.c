@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The core's memory callback.  A program's operand goes through the checks of every access to user
  * memory, so what it may not touch (the kernel's half above all) is a page fault of its own. */
+#include <linux/mutex.h> /* which futex.h of 6.12 leans on */
 #include <linux/futex.h>
 #include <asm/futex.h>
 #include <asm/trap_pf.h>
