@@ -246,9 +246,7 @@ def compare(bochs: Bochs, code: bytes, mnemonic: str) -> bool | None:
         target = sse4a_target(code)
         mine[target] = (mine[target][0], vectors[target][1], *mine[target][2:])
     flags = STATUS if mnemonic != "BEXTR" else 0x801
-    pairs = zip(
-        mine, (tuple(register.q[:4]) for register in theirs.zmm[:16]), strict=True
-    )
+    pairs = zip(mine, (tuple(register.q[:4]) for register in theirs.zmm[:16]), strict=True)
     return (
         all(one == other for number, (one, other) in enumerate(pairs) if number != control)
         and list(ours.state.gpr) == [getattr(theirs, name) for name in GENERAL]
