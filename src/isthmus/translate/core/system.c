@@ -147,7 +147,9 @@ static bool execute_group7(struct instruction *insn) /* 0F 01, register forms */
         uint32_t name = byte == 0xfa ? ISTHMUS_MONITORX : ISTHMUS_MWAITX;
         name_it(insn, name);
         uint8_t watched;
-        uint64_t extensions = get_gpr(insn, RCX, 32);
+        /* Zen 5 looks at ECX for MONITORX, and at all of RCX for MWAITX. */
+        unsigned bits = byte == 0xfb && insn->machine->mode == 64 ? 64 : 32;
+        uint64_t extensions = get_gpr(insn, RCX, bits);
         int segment = insn->segment >= 0 ? insn->segment : ISTHMUS_DS;
         if (byte == 0xfa ? extensions != 0 : (extensions & ~UINT64_C(3)) != 0) {
             fault(insn, VECTOR_GP, true, 0);
