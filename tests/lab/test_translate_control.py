@@ -187,6 +187,26 @@ async def test_a_guest_that_somebody_let_go_on_goes_on_when_it_is_left(folder):
         assert await monitor.status() == "running"
 
 
+async def test_holds_what_somebody_else_has_stopped_without_a_word(folder):
+    """QEMU from 8.1 on reports a stop only to whoever had let the guest run."""
+    async with armed(folder, IDLE) as translator, Monitor.session(folder / "qmp.sock") as monitor:
+        told = translator.stub.stopped
+
+        async def stopped():
+            while (stop := await told()).signal == SIGINT:
+                pass
+            return stop
+
+        translator.stub.stopped = stopped
+        await translator.release()
+        await monitor.execute("stop")
+        await asyncio.sleep(0.1)
+        assert translator.running, "it has not been told"
+        async with asyncio.timeout(20):
+            await translator.hold()
+        assert await monitor.status() == "paused"
+
+
 async def test_looks_at_a_monitor_that_is_none(tmp_path, folder):
     """Nobody there, or somebody else in it: nothing is seen, and nothing stalls."""
     assert await Lookout(tmp_path / "none").look(None) is None

@@ -77,6 +77,8 @@ def native(initrd, tmp_path_factory):
 
     lines = asyncio.run(run())
     assert len(lines) > 40
+    # Eleven instructions are stepped over, three times.
+    assert any(line.startswith("probe steps 33 ") for line in lines)
     return lines
 
 

@@ -29,7 +29,7 @@ from isthmus.translate.vectors import (
 
 SPURIOUS_LIMIT = 1000
 HOLD_TRIES = 500
-_STAND_S = 0.25
+_STAND_S, _UNHEARD_S = 0.25, 2.0
 # Between two looks at a guest without traps, and at one without an entry: where they do not stop
 # it, where they do.
 LOOK_S, LOST_S = 1.0, 0.2
@@ -175,15 +175,24 @@ class Translator:
         self._holding = True
         if not self._busy:
             self.stub.interrupt()
-        if self.standing:
-            # Most likely it still stands and the interrupt goes unheard.
-            await asyncio.wait({self._loop}, timeout=_STAND_S)
-            if not self._loop.done():
+        while not self._loop.done():
+            patience_s = _STAND_S if self.standing else _UNHEARD_S
+            await asyncio.wait({self._loop}, timeout=patience_s)
+            # Where it stands the interrupt goes unheard.
+            heard = self._loop.done() or self._busy
+            if not heard and (self.standing or await self._stands()):
                 self._loop.cancel()
                 await asyncio.wait({self._loop})
-        else:
-            await self._loop
+        if not self._loop.cancelled():
+            self._loop.result()
         self._loop = None
+
+    async def _stands(self) -> bool:
+        """Whether somebody else has stopped it, and nobody told us: QEMU 8.1 and later do not."""
+        if self._lookout is None or self._busy:
+            return False
+        seen = await self._lookout.look(self.vectors)
+        return seen is not None and not seen.running and not self._busy
 
     async def _in_between(self) -> bool:
         """Whether some vCPU was stopped where it cannot be left.
