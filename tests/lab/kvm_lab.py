@@ -22,6 +22,13 @@ class Lab:
         self.run = folder / "run"
 
     def isthmus(self, *arguments: str, status: int = 0) -> str:
+        """What a command prints, or its complaint where it is to fail with ``status``."""
+        code, said = self.attempt(*arguments)
+        assert code == status, said
+        return said
+
+    def attempt(self, *arguments: str) -> tuple[int, str]:
+        """The exit status of a command, and what it prints or complains of."""
         done = subprocess.run(
             [sys.executable, "-c", "from isthmus.cli.main import main; main()", *arguments],
             env=os.environ
@@ -36,8 +43,7 @@ class Lab:
             check=False,
         )
         assert "Traceback" not in done.stderr
-        assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
+        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
 
     def verdict(self, guest: str) -> Verdict:
         """The payload's judgement of its life so far."""

@@ -85,6 +85,9 @@ async def stand_for(channel: Channel, command: Command) -> int:
     for path in command.inputs:
         place = await _brought(channel, path)
         arguments = [place if word == str(path) else word for word in arguments]
+    if command.folder:
+        # What a guest of the same name has left there must not be taken for this one's.
+        await channel.run("/bin/rm", "-rf", command.folder)
     reader, writer = await channel.open("run", command.folder, QEMU, *arguments)
     servers = asyncio.create_task(_serve(channel, command.sockets))
     mirrors = [asyncio.create_task(_mirror(channel, path)) for path in command.outputs]
