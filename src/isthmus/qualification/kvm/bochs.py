@@ -8,12 +8,14 @@ installed, and runs with the C library of its own suite.
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 
 from isthmus.errors import EnvironmentLackError
 from isthmus.qualification.kvm.image import HostImage
 from isthmus.qualification.lab import packages, programs
 from isthmus.qualification.lab.packages import HERE, Lists
+from isthmus.qualification.payload.build import SHARED, compiled, compiler_version
 from isthmus.qualification.store import Made, Stored, key_of, obtain
 from isthmus.values import Value, read_bytes
 
@@ -27,6 +29,7 @@ _BIOS = "usr/share/bochs/BIOS-bochs-latest"
 _VIDEO = "usr/share/vgabios/vgabios.bin"
 _XORRISO = "usr/bin/xorriso"
 _BOOT = ("usr/lib/ISOLINUX/isolinux.bin", "usr/lib/syslinux/modules/bios/ldlinux.c32")
+_LOOPBACK = "loopback.so"
 _INSTRUCTIONS_PER_S = 50_000_000
 """What Bochs takes for one second of the emulated clock; about what a core of today emulates."""
 
@@ -39,7 +42,11 @@ class Bochs(Value, frozen=True):
 
     def command(self, settings: Path, orders: Path) -> list[str]:
         """The command line for a file of settings and one of the debugger's orders."""
-        return [*_loaded(self.folder, "bochs-bin"), "-q", "-f", str(settings), "-rc", str(orders)]
+        loader, *words = _loaded(self.folder, "bochs-bin")
+        return [
+            loader, "--preload", str(self.folder / _LOOPBACK), *words,
+            "-q", "-f", str(settings), "-rc", str(orders),
+        ]  # fmt: skip
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -50,7 +57,8 @@ class Bochs(Value, frozen=True):
 def find_bochs(cache: Path, progress: Callable[[str], None] = lambda _: None) -> Bochs:
     """Open the newest Bochs, or take it from ``cache``.
 
-    :raises EnvironmentLackError: no suite has a Bochs, or it cannot be downloaded.
+    :raises EnvironmentLackError: no suite has a Bochs, it cannot be downloaded, or there is no
+        compiler.
     """
     lists = HERE
     for suite in SUITES:
@@ -60,13 +68,17 @@ def find_bochs(cache: Path, progress: Callable[[str], None] = lambda _: None) ->
             break
     chosen = programs.needed_packages(("bochs", "bochsbios", "vgabios"), lists=lists)
     version = next(package.version for package in chosen if package.name == "bochs")
-    key = key_of(*(package.sha256 for package in chosen), _PLUGIN.pattern)
+    shim = resources.files("isthmus.qualification.kvm").joinpath("loopback.c").read_bytes()
+    key = key_of(
+        *(package.sha256 for package in chosen), _PLUGIN.pattern, shim, compiler_version("gcc")
+    )
 
     def make(scratch: Path) -> Made:
         progress(f"fetching {len(chosen)} packages with Bochs {version} and its libraries")
+        own = {_LOOPBACK: compiled({"loopback.c": shim}, scratch, "gcc", SHARED)}
         plugins = _plugins(scratch, chosen, lists)
         files = programs.files(chosen, (_BOCHS,), (_BIOS, _VIDEO), scratch=scratch, lists=lists)
-        return Made(files=_flat(files) | plugins, facts={"version": version})
+        return Made(files=_flat(files) | plugins | own, facts={"version": version})
 
     stored = obtain(cache, "emulators", key, make)
     _startable(stored)

@@ -18,6 +18,9 @@ FLAGS = (
 )  # fmt: skip
 """Baseline x86-64, so that every instruction beyond it is one that the payload chose to test."""
 
+SHARED = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
+"""For a library that is preloaded."""
+
 COMPILE_TIMEOUT_S = 180
 _REMEDY = "apt-get install gcc libc6-dev"
 
@@ -52,15 +55,17 @@ def build_payload(
     return program
 
 
-def compiled(files: dict[str, bytes], scratch: Path, compiler: str) -> bytes:
-    """One static program of these sources, compiled in the folder ``scratch``.
+def compiled(
+    files: dict[str, bytes], scratch: Path, compiler: str, flags: tuple[str, ...] = FLAGS
+) -> bytes:
+    """One program (static, unless ``flags`` differ) of these sources, compiled in ``scratch``.
 
     :raises EnvironmentLackError: it does not compile here.
     """
     for name, text in files.items():
         (scratch / name).write_bytes(text)
     units = [name for name in files if name.endswith(".c")]
-    done = _run([compiler, *FLAGS, "-o", "program", *units], scratch)
+    done = _run([compiler, *flags, "-o", "program", *units], scratch)
     if done.returncode != 0:
         raise EnvironmentLackError(
             f"{', '.join(units)}: does not compile: {done.stderr.strip()[-400:]}", remedy=_REMEDY
