@@ -58,7 +58,6 @@ class LaunchSpec(Value, frozen=True):
             # A guest that resets or powers off stays as evidence instead of vanishing.
             "-action", "reboot=shutdown,shutdown=pause,panic=pause",
             "-rtc", "base=utc,clock=host",
-            *_monitor("qmp", directory / "qmp.sock"),
             *_monitor("observe", directory / "observe.sock"),
             *_monitor("look", directory / "look.sock"),  # the translator's, see its lookout
             "-chardev", f"socket,id=gdb,path={_escaped(directory / 'gdb.sock')},server=on,wait=off",
@@ -68,6 +67,8 @@ class LaunchSpec(Value, frozen=True):
             "-device", "virtio-serial-pci,id=reports",
             "-chardev", f"file,id=payload,path={_escaped(directory / 'payload.log')}",
             "-device", "virtserialport,chardev=payload,name=org.isthmus.payload",
+            # QEMU opens them in this order: once it listens here, all the files are there.
+            *_monitor("qmp", directory / "qmp.sock"),
             "-kernel", str(self.kernel), "-initrd", str(self.initrd),
             "-append", self.command_line,
         ]  # fmt: skip

@@ -121,8 +121,8 @@ async def _brought(channel: Channel, path: Path) -> str:
 
 async def _serve(channel: Channel, paths: Sequence[Path]) -> None:
     """Open each socket here when QEMU has opened its own."""
-    # The first is QEMU's monitor: that it listens tells the starter that all is there.
-    for path in reversed(paths):
+    # In QEMU's own order: that the last one listens tells the starter that all is there.
+    for path in paths:
         while not await channel.has(str(path)):  # noqa: ASYNC110  (the host cannot tell)
             await asyncio.sleep(0.02)
         path.unlink(missing_ok=True)
