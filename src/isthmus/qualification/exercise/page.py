@@ -81,8 +81,8 @@ something else than the same guest translated abroad. So the exercise avoids:
 
 _TAIL = """
 Between makers, too, something is open: the upper quadword that EXTRQ and INSERTQ leave undefined
-(Zen 5 and the core clear it; QEMU and Bochs keep it) is not summed, and which NaN a DPPS gives where
-several meet (the core does as Intel's Sapphire Rapids, Zen 5 gives another) is not tried.
+(Zen 5 and the core clear it; QEMU and Bochs keep it) is not summed, and which NaN a DPPS gives
+where several meet (the core does as Intel's Sapphire Rapids, Zen 5 gives another) is not tried.
 
 ## What was seen on the way
 
