@@ -335,6 +335,25 @@ static int wrong_bases(void) /* FS is the C library's: nothing of it may be call
     return 0;
 }
 
+/* Below 4 GiB: a far call into a 32-bit code segment, as translators of 32-bit programs do it. */
+extern const uint8_t far_start[], far_end[];
+__asm__("far_start: mov %rsp, 2f(%rip); lea 4f(%rip), %rsp; lea 1f(%rip), %eax; mov %eax, 3f(%rip)\n"
+        "lcall *3f(%rip); mov 2f(%rip), %rsp; ret\n"
+        "1: .byte 0x0f,0x0f,0xc1,0x9e, 0x48, 0x40, 0xcb\n" /* PFADD; DEC EAX; INC EAX; far return */
+        "2: .quad 0\n3: .long 0\n.word 0x23\n.space 512\n4: far_end:");
+
+static int segment_of_32_bits(void)
+{
+    place = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    FAIL(place == MAP_FAILED);
+    memcpy(place, far_start, (size_t)(far_end - far_start));
+    __asm__ volatile("movq %1, %%mm0; movq %2, %%mm1; call *%3; movq %%mm0, %0; emms"
+                     : "=m"(result) : "m"(one), "m"(two), "r"(place)
+                     : "rax", "mm0", "mm1", "memory");
+    return wrong();
+}
+
 static uint64_t steps[64];
 
 static void on_step(int number, siginfo_t *information, void *data)
@@ -599,7 +618,8 @@ int main(int argc, char **argv)
         {"other-exceptions", other_exceptions}, {"code-across-pages", code_across_pages},
         {"code-at-a-pages-end", code_at_a_pages_end}, {"only-for-execution", only_for_execution},
         {"code-is-rewritten", code_is_rewritten}, {"code-goes-away", code_goes_away},
-        {"wrong-bases", wrong_bases}, {"single-steps", single_steps}, {"traced", traced},
+        {"wrong-bases", wrong_bases}, {"single-steps", single_steps},
+        {"segment-of-32-bits", segment_of_32_bits}, {"traced", traced},
         {"x87-top", x87_top}, {"no-clock", no_clock}, {"inside-handlers", inside_handlers},
         {"old-ways", old_ways}, {"many-threads", many_threads}, {"processes", processes},
         {"past-the-library", past_the_library},

@@ -16,7 +16,7 @@ enum { DB = 1, SS = 12, GP = 13, PF = 14, MF = 16, ALIGNMENT = 17, XM = 19, FETC
 enum { USER32 = 0x23, USER64 = 0x33 };
 
 static unsigned ymm_offset;
-static bool has_keys; /* OSPKE: what may only be executed cannot be read */
+static bool has_keys; /* OSPKE: Linux keeps memory that may only be executed under a key of its own */
 
 static const int order[16] = {
     REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
@@ -133,13 +133,25 @@ static void give_state(const struct isthmus_machine *machine, const struct isthm
         give_x87(machine, all, frame);
 }
 
-/* Memory that may be executed and not read: without protection keys this CPU reads it all the same. */
+static void set_keys(uint32_t rights) /* WRPKRU; the program's own rights are in the frame */
+{
+    __asm__ volatile(".byte 0x0f, 0x01, 0xef" : : "a"(rights), "c"(0), "d"(0) : "memory");
+}
+
+/* Memory that may be executed and not read: only a protection key keeps a CPU from reading it. */
 static bool fetch_unreadable(struct window *window, uint64_t address, size_t size)
 {
     struct region region = region_at(address);
-    if (!region.executable || region.readable || has_keys)
+    uint32_t rights = 0, high;
+    if (!region.executable || region.readable)
         return false;
+    if (has_keys) {
+        __asm__ volatile(".byte 0x0f, 0x01, 0xee" : "=a"(rights), "=d"(high) : "c"(0)); /* RDPKRU */
+        set_keys(0);
+    }
     memcpy(window->code, (const void *)address, size);
+    if (has_keys)
+        set_keys(rights);
     return true;
 }
 
