@@ -62,6 +62,27 @@ def test_an_unlevelled_guest_is_refused_before_anything_moves(lab: Lab) -> None:
         lab.isthmus("guest", "stop", "level")
 
 
+def test_what_is_masked_runs_at_home_and_dies_elsewhere(lab: Lab) -> None:
+    """As on silicon, unlike plain emulation: a feature masked in CPUID masks no instruction."""
+    lab.isthmus(
+        "guest", "start", "careless", "--host", NEWER, "--level-with", OLDER, "--memory", "128",
+        "--test", "sse4a", "--blind",
+    )  # fmt: skip
+    try:
+        verdict = lab.verdict("careless")
+        assert verdict.ok, verdict.faults
+        (guest,) = json.loads(lab.isthmus("guest", "list", "--json"))
+        assert "sse4a" not in guest["shown"]["features"]
+        status, said = lab.attempt("migrate", "careless", "--to", OLDER)
+        assert status in {0, 4}, said
+        deadline = time.monotonic() + 60
+        while "opcode" not in said + lab.isthmus("guest", "console", "careless"):
+            assert time.monotonic() < deadline, "SSE4a ran on a CPU that lacks it"
+            time.sleep(1)
+    finally:
+        lab.isthmus("guest", "stop", "careless")
+
+
 def test_what_is_not_up_is_named(lab: Lab) -> None:
     said = lab.isthmus("guest", "start", "none", "--host", "kvm:cray", status=2)
     assert "kvm:cray" in said

@@ -33,6 +33,7 @@ def guest() -> None:
 @click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 16))
 @click.option("--kernel", metavar="KERNEL", help="A series (6.12), a package or a vmlinuz.")
 @click.option("--test", default="all", show_default=True, help="Instruction groups to test.")
+@click.option("--blind", is_flag=True, help="Test these groups even where CPUID has them not.")
 @click.option(
     "--clock", metavar="SOURCE", help="Its clock source; tsc, but on lab hosts kvm-clock."
 )
@@ -47,6 +48,7 @@ def start(
     vcpus: int,
     kernel: str | None,
     test: str,
+    blind: bool,
     clock: str | None,
     engine: str,
     qemu: str,
@@ -78,7 +80,7 @@ def start(
             initrd=image.initrd,
             # Hosts of two makers have time stamp counters of two speeds.
             command_line=command_line(
-                {"test": test},
+                {"test": test, "blind": blind},
                 clock=clock or ("kvm-clock" if host.startswith(lab.LAB_PREFIX) else "tsc"),
             ),
             memory_mib=memory,

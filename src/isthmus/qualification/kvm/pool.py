@@ -7,6 +7,7 @@ reached (over TCP).  All the rest is the same code.
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +44,8 @@ class LabHosts(Hosts):
         super().__init__(first.qemu, Accelerator.KVM, first.cpus, first.store)
         self.hosts = hosts
         self._asked = asked
-        self._next = itertools.count()
+        # Each command is a process of its own: they must not all begin at the same port.
+        self._next = itertools.count(secrets.randbelow(len(STREAM_PORTS)))
 
     def offered(self, host: str) -> CpuModel:
         """What the host's KVM can show a guest (QEMU's ``-cpu host``), without nesting."""

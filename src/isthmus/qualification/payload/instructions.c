@@ -400,7 +400,8 @@ static bool offered(const struct instruction *one)
 void instructions_setup(void)
 {
     for (unsigned i = 0; i < COUNT; i++)
-        instructions[i].on = test_wanted(instructions[i].group) && offered(&instructions[i]);
+        instructions[i].on =
+            test_wanted(instructions[i].group) && (options.blind || offered(&instructions[i]));
 }
 
 uint64_t instructions_check(void)

@@ -66,6 +66,8 @@ bool option_read(const char *word)
         return number(value, 0, 1u << 30, &options.ticks);
     if (!strcmp(name, "disk"))
         return flag(value, &options.disk);
+    if (!strcmp(name, "blind"))
+        return flag(value, &options.blind);
     if (!strcmp(name, "disk_path"))
         return text(value, options.disk_path, sizeof options.disk_path);
     if (!strcmp(name, "fault"))

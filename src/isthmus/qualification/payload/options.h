@@ -15,6 +15,7 @@ struct options {
     bool report_faults;   /* an unexpected SIGILL is an event instead of a death */
     bool spin;            /* watch the TSC without pause, on a vCPU of its own */
     bool disk;            /* keep the tick's number in the first sector of a disk */
+    bool blind;           /* believe the names in tests, and not CPUID: as careless programs do */
     char disk_path[128];
     char tests[512]; /* groups of instructions: all, none, or names joined by commas */
 };
