@@ -104,7 +104,7 @@ def build_image(
         module = inside_module(guest_kernel.release, cache=cache, progress=progress)
         modules = (*guest_kernel.modules, (build.NAME, module))
         guest_kernel = msgspec.structs.replace(guest_kernel, modules=modules)
-    busybox = _busybox(cache, progress)
+    busybox = static_busybox(cache, progress)
     payload = build_payload(cache, progress=progress).read_bytes()
     image = read_bytes(guest_kernel.vmlinuz, limit=256 << 20)
     initrd = archive([*_entries(guest_kernel, busybox, payload), *more])
@@ -143,7 +143,7 @@ def _entries(kernel: GuestKernel, busybox: bytes, payload: bytes) -> Iterator[En
     yield file("lib/modules/order", order.encode())
 
 
-def _busybox(cache: Path, progress: Callable[[str], None]) -> bytes:
+def static_busybox(cache: Path, progress: Callable[[str], None]) -> bytes:
     """A static busybox: this machine's, or from its package without installing it."""
     for name in ("/bin/busybox", "/usr/lib/initramfs-tools/bin/busybox"):
         path = Path(name)

@@ -1,0 +1,127 @@
+"""Real Xen: a guest born on Intel is saved, refused by AMD as it is, and lives there filtered.
+
+Two emulated hosts with Debian's Xen, one after the other; a minute or two.  The levelling is the
+least that Xen itself asks for: the highest leaves.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isthmus.errors import EnvironmentLackError
+from isthmus.places import cache_folder
+from isthmus.qualification.lab.xen_host import XenHost, build_host, run_script
+from isthmus.translate.xen import transport
+from isthmus.translate.xen.knowledge import rules
+from isthmus.translate.xen.report import Report
+from isthmus.translate.xen.rules import chosen
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+INTEL, AMD = "Nehalem", "Opteron_G3"
+DISK_MIB = 320
+SECOND_MIB = 160
+"""Where the second stream lies on the disk; each has some 97 MiB."""
+
+CONFIG = """
+name = "vm"
+type = "pv"
+kernel = "/guest/vmlinuz"
+ramdisk = "/guest/initrd"
+memory = 96
+vcpus = 1
+extra = "console=hvc0 quiet"
+on_crash = "preserve"
+cpuid = [ "0x0:eax=00000000000000000000000000000101",
+          "0x80000000:eax=10000000000000000000000000001000" ]
+"""
+
+BEAT = "/var/log/xen/console/guest-vm.log"
+SAVE = f"""
+cat > /tmp/vm.cfg <<'CONFIG'
+{CONFIG}
+CONFIG
+xl create /tmp/vm.cfg
+for second in $(seq 60); do grep -q 'beat 3' {BEAT} && break; sleep 1; done
+xl save vm /tmp/vm.save
+dd if=/tmp/vm.save of=/dev/vdb bs=1M conv=fsync
+echo "saved $(stat -c %s /tmp/vm.save) bytes"
+"""
+
+
+def restore(size: int) -> str:
+    return f"""
+dd if=/dev/vdb bs=1M skip={SECOND_MIB} | head -c {size} > /tmp/vm.save
+xl restore /tmp/vm.save; echo "as it is: status $?"
+xl dmesg | grep 'MCA capabilities'
+dd if=/dev/vdb bs=1M | head -c {size} > /tmp/vm.save
+rm -f {BEAT}
+kill -HUP $(pidof xenconsoled)
+xl restore /tmp/vm.save; echo "filtered: status $?"
+for second in $(seq 60); do [ $(grep -c beat {BEAT}) -ge 3 ] && break; sleep 1; done
+sed 's/^/guest: /' {BEAT}
+xl list
+"""
+
+
+@pytest.fixture(scope="module")
+def host() -> XenHost:
+    try:
+        return build_host(cache=cache_folder())
+    except EnvironmentLackError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.truncate(DISK_MIB << 20)
+    return path
+
+
+def filtered(source: Path, sink: Path, report: Report) -> transport.Summary:
+    """Filter a file for AMD as ``isthmus xen-filter < source > sink`` does."""
+    with source.open("rb") as stream, sink.open("wb") as file:
+        pump = transport.Pump(stream.fileno(), file.fileno())
+        maker = "AuthenticAMD"
+        return transport.filtered(pump, chosen(rules(), maker), report, to=maker)
+
+
+def test_a_guest_born_on_intel_lives_on_amd_only_when_its_stream_is_filtered(
+    host: XenHost, disk: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    console = tmp_path / "console"
+    said = run_script(host, INTEL, SAVE, disk, console=console, timeout_s=400)
+    found = re.search(r"saved (\d+) bytes", said)
+    assert found, said[-2000:]
+    size = int(found[1])
+    born, changed = tmp_path / "vm.save", tmp_path / "vm-for-amd.save"
+    with disk.open("rb") as file:
+        born.write_bytes(file.read(size))
+
+    report = Report(None)
+    summary = filtered(born, changed, report)
+    assert (summary.guest, summary.xen, summary.bytes) == ("pv", host.version, size)
+    assert summary.pages == 96 * 256
+    [change] = report.changes
+    assert (change.field, change.before, change.after) == ("vmce.caps", 0x1000C02, 2)
+    expected = bytearray(born.read_bytes())
+    expected[change.offset : change.offset + 8] = (2).to_bytes(8, "little")
+    assert changed.read_bytes() == expected, "nothing else changed"
+
+    with disk.open("r+b") as file:
+        file.write(expected)
+        file.seek(SECOND_MIB << 20)
+        file.write(born.read_bytes())
+    said = run_script(host, AMD, restore(size), disk, console=console, timeout_s=400)
+    record_property("console", said[-4000:])
+    assert re.search(r"as it is: status [1-9]", said), said[-3000:]
+    assert "unsupported MCA capabilities 0x1000c02" in said
+    assert "filtered: status 0" in said, said[-3000:]
+    beats = [int(number) for number in re.findall(r"guest: beat (\d+)", said)]
+    assert len(beats) >= 3, said[-3000:]
+    assert beats == list(range(beats[0], beats[0] + len(beats))), "it went on counting"
+    assert beats[0] > 3, "it is the guest that was saved, not a new one"
