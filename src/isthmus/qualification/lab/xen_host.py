@@ -167,7 +167,8 @@ def _packages() -> tuple[Package, ...]:
         if package is not None:
             found[name] = package
             waiting += () if name in _LEAVES else package.depends
-    for name in ("zlib1g", "libc-bin"):
+    # xl ends its threads by pthread_cancel, for which libc loads libgcc when it comes to it.
+    for name in ("zlib1g", "libc-bin", "libgcc-s1"):
         found[name] = packages.required(name)
     kernel = choose_packages("linux-image-amd64")
     return (hypervisor, *kernel, *(found[name] for name in sorted(found)))
