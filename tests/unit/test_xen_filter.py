@@ -182,6 +182,16 @@ def test_a_receiver_that_is_no_program_is_told() -> None:
     assert b"/no/such/program: No such file" in errors
 
 
+def test_options_behind_the_program_are_the_program_s_and_wrong_ones_before_are_told() -> None:
+    words = started("sh", "-c", "cat >/dev/null; echo $0", "--to")
+    out, errors = words.communicate(made.pv_stream(), timeout=WAIT_S)
+    assert (words.returncode, out) == (0, b"--to\n"), errors
+    wrong = started("--tp", "amd", "cat")
+    _, errors = wrong.communicate(b"", timeout=WAIT_S)
+    assert wrong.returncode == 2
+    assert b"--tp" in errors
+
+
 def test_the_report_is_lines_of_json(tmp_path: Path) -> None:
     report = tmp_path / "report"
     process = started("--to", "amd", "--report", str(report))

@@ -12,7 +12,7 @@ from isthmus.translate.xen.transport import run
 MAKERS = {"amd": "AuthenticAMD", "hygon": "HygonGenuine", "intel": "GenuineIntel"}
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--to",
     type=click.Choice(sorted(MAKERS)),
