@@ -70,11 +70,13 @@ def test_what_intel_lacks_is_translated_by_kvms_guest_debugging(lab: Lab) -> Non
     """3DNow! and SSE4a, which no Intel CPU has: dead without, alive with."""
     lab.isthmus("guest", "start", "born", "--host", OLD_AMD, "--memory", "128")
     try:
-        said = lab.isthmus("migrate", "born", "--to", INTEL, *UNLEVELLED_RISK, status=3)
+        said = lab.isthmus(
+            "migrate", "born", "--to", INTEL, "--no-translate", *UNLEVELLED_RISK, status=3
+        )
         assert "sse4a" in said, "without translation it is refused"
         record = json.loads(
             lab.isthmus(
-                "migrate", "born", "--to", INTEL, "--translate", "--verify", "90", "--json",
+                "migrate", "born", "--to", INTEL, "--verify", "90", "--json",
                 *UNLEVELLED_RISK,
             )
         )  # fmt: skip
@@ -93,7 +95,7 @@ def test_without_translation_it_dies_there(lab: Lab) -> None:
     """The operator takes the risk: the watch finds the death, or it comes just after the watch."""
     lab.isthmus("guest", "start", "mortal", "--host", OLD_AMD, "--memory", "128")
     try:
-        risk = (*UNLEVELLED_RISK, "--accept-risk", "sse4a")
+        risk = ("--no-translate", *UNLEVELLED_RISK, "--accept-risk", "sse4a")
         status, said = lab.attempt("migrate", "mortal", "--to", INTEL, *risk)
         if status == 4:
             assert "opcode" in said
