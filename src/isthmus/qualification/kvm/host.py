@@ -36,9 +36,9 @@ from isthmus.values import Value, from_json, read_value, to_json
 
 MEMORY_MIB = 1024
 BOOT_TIMEOUT_S = 600.0
-RECIPE = "1"  # a change in how a host is started that older frozen ones do not have
-STREAM_PORTS = tuple(range(4440, 4448))
-"""Where QEMUs in a host listen for guests that come."""
+RECIPE = "2"  # a change in how a host is started that older frozen ones do not have
+STREAM_PORTS = tuple(range(4440, 4444))
+"""Where QEMUs in a host listen for guests that come.  With the agent that is all Bochs forwards."""
 
 MAC = "52:54:00:12:34:58"
 
