@@ -1,19 +1,13 @@
 """A guest's kernel and vDSO are rewritten for a CPU without RDTSCP, and put back at home."""
 
-import asyncio
-import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from lab_guests import ticks
 
 from isthmus.errors import EnvironmentLackError
-from isthmus.hypervisor.qemu import process
-from isthmus.hypervisor.qemu.binary import find_qemu
-from isthmus.hypervisor.qemu.engine import Accelerator
-from isthmus.hypervisor.qemu.guests import Guest, GuestStore
-from isthmus.hypervisor.qemu.models import read_cpus
+from isthmus.hypervisor.qemu.guests import Guest
 from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine
 from isthmus.places import cache_folder
@@ -31,20 +25,6 @@ AWAY = Options(translate=True)
 LFENCE_RDTSC, RDTSCP_NOP = "0faee80f31", "0f01f96690"
 
 
-@pytest.fixture
-async def hosts() -> AsyncIterator[Hosts]:
-    qemu = find_qemu()
-    with tempfile.TemporaryDirectory(prefix="ir-") as name:
-        folder = Path(name)
-        store = GuestStore(folder / "state", folder / "run")
-        cpus = await read_cpus(qemu, Accelerator.TCG)
-        try:
-            yield Hosts(qemu, Accelerator.TCG, cpus, store)
-        finally:
-            for left in process.mentioning(folder):
-                left.kill()
-
-
 async def born(hosts: Hosts, words: str, vcpus: int, kernel: str | None) -> Guest:
     try:
         image = build_image(kernel, cache=cache_folder())
@@ -59,14 +39,6 @@ async def born(hosts: Hosts, words: str, vcpus: int, kernel: str | None) -> Gues
     guest = await hosts.start("g", "phenom", machine)
     await ticks(hosts, 3)
     return guest
-
-
-async def ticks(hosts: Hosts, more: int) -> None:
-    path = hosts.store.read("g").process.payload
-    wanted = path.read_bytes().count(b" tick ") + more
-    async with asyncio.timeout(60):
-        while path.read_bytes().count(b" tick ") < wanted:
-            await asyncio.sleep(0.05)
 
 
 async def rdtscp_traps(hosts: Hosts) -> int:

@@ -5,19 +5,18 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from lab_guests import hosts_of_a_test, ticks
 from prometheus_client.parser import text_string_to_metric_families
 
 from isthmus.guest.console import find_death
 from isthmus.hypervisor.qemu import process
-from isthmus.hypervisor.qemu.binary import find_qemu, versioned_pc_machine
+from isthmus.hypervisor.qemu.binary import versioned_pc_machine
 from isthmus.hypervisor.qemu.engine import Accelerator
-from isthmus.hypervisor.qemu.guests import Guest, GuestStore
-from isthmus.hypervisor.qemu.models import read_cpus
+from isthmus.hypervisor.qemu.guests import Guest
 from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.migration.hosts import Hosts, Machine
 from isthmus.migration.record import records
@@ -78,29 +77,12 @@ class World:
         streams = [path.read_bytes() for path in self.hosts.store.read("g").streams]
         return judge(streams, cpuid_may_lose=cpuid_bits(lost))
 
-    async def ticks(self, more: int) -> None:
-        path = self.hosts.store.read("g").process.payload
-        async with asyncio.timeout(60):
-            while not path.exists():  # QEMU opens its monitor first
-                await asyncio.sleep(0.01)
-            wanted = path.read_bytes().count(b" tick ") + more
-            while path.read_bytes().count(b" tick ") < wanted:
-                await asyncio.sleep(0.05)
-
 
 @pytest.fixture
 async def empty() -> AsyncIterator[World]:
     """No guest yet."""
-    qemu = find_qemu()
-    with tempfile.TemporaryDirectory(prefix="io-") as name:
-        folder = Path(name)
-        store = GuestStore(folder / "state", folder / "run")
-        hosts = Hosts(qemu, Accelerator.TCG, await read_cpus(qemu, Accelerator.TCG), store)
-        try:
-            yield World(hosts, folder)
-        finally:
-            for left in process.mentioning(folder):
-                left.kill()
+    async with hosts_of_a_test() as (hosts, folder):
+        yield World(hosts, folder)
 
 
 @pytest.fixture
@@ -110,7 +92,7 @@ async def world(empty: World) -> World:
         kernel=image.kernel, initrd=image.initrd, command_line=command_line(test=TESTS)
     )
     await empty.hosts.start("g", "phenom", machine)
-    await empty.ticks(2)
+    await ticks(empty.hosts, 2)
     return empty
 
 
@@ -161,7 +143,7 @@ async def test_a_guest_at_home_is_served_and_left(world: World) -> None:
     assert "only its own #UDs" in armed
     again = await world.isthmus("translate", "attach", "g", code=3)
     assert "armed already" in again
-    await world.ticks(3)
+    await ticks(world.hosts, 3)
     status = await world.status()
     # The payload executes UD2 on purpose in every round, and it must get its SIGILL.
     assert status["status"]["passed"] > 0
@@ -172,7 +154,7 @@ async def test_a_guest_at_home_is_served_and_left(world: World) -> None:
     assert status["problem"] == ""
     await world.isthmus("translate", "detach", "g")
     assert (await world.status())["translation"] is None
-    await world.ticks(3)
+    await ticks(world.hosts, 3)
     found = world.verdict()
     assert found.ok, found.faults
 
@@ -218,7 +200,7 @@ async def test_migrate_arms_by_itself_and_the_operator_sees_it(world: World) -> 
 
     home = json.loads(await world.isthmus("migrate", "g", "--to", "phenom", "--json"))
     assert home["plan"]["translation"] is None
-    await world.ticks(2)
+    await ticks(world.hosts, 2)
     assert (await world.status())["translation"] is None
     assert world.hosts.store.read("g").warn_share == 0.00001
     found = world.verdict()

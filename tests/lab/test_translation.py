@@ -3,18 +3,14 @@
 import asyncio
 import os
 import signal
-import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from lab_guests import ticks
 
 from isthmus.errors import RefusedError
 from isthmus.hypervisor.qemu import process
-from isthmus.hypervisor.qemu.binary import find_qemu
-from isthmus.hypervisor.qemu.engine import Accelerator
-from isthmus.hypervisor.qemu.guests import Guest, GuestStore
-from isthmus.hypervisor.qemu.models import read_cpus
+from isthmus.hypervisor.qemu.guests import Guest
 from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine, revive_translators
 from isthmus.migration.record import guest_lock
@@ -27,20 +23,6 @@ from isthmus.translate.service import TranslatorClient
 pytestmark = pytest.mark.lab
 
 TESTS = "rdtscp,sse4a,popcnt,lahf-lm,cx16"
-
-
-@pytest.fixture
-async def hosts() -> AsyncIterator[Hosts]:
-    qemu = find_qemu()
-    with tempfile.TemporaryDirectory(prefix="it-") as name:
-        folder = Path(name)
-        store = GuestStore(folder / "state", folder / "run")
-        cpus = await read_cpus(qemu, Accelerator.TCG)
-        try:
-            yield Hosts(qemu, Accelerator.TCG, cpus, store)
-        finally:
-            for left in process.mentioning(folder):
-                left.kill()
 
 
 async def born(
@@ -57,14 +39,6 @@ async def born(
     guest = await hosts.start("g", host, machine)
     await ticks(hosts, 3)
     return guest
-
-
-async def ticks(hosts: Hosts, more: int) -> None:
-    path = hosts.store.read("g").process.payload
-    wanted = path.read_bytes().count(b" tick ") + more
-    async with asyncio.timeout(60):
-        while path.read_bytes().count(b" tick ") < wanted:
-            await asyncio.sleep(0.05)
 
 
 async def translated(hosts: Hosts) -> dict[str, int]:

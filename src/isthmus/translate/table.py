@@ -4,6 +4,7 @@ import enum
 from functools import cache
 from importlib import resources
 
+from isthmus.cpu.features import FEATURES
 from isthmus.values import Value, from_json
 
 
@@ -54,10 +55,11 @@ class _Table(Value, frozen=True):
     instructions: tuple[Instruction, ...]
 
 
-# Features that mean nothing without AVX.
-_OF_AVX = frozenset(
-    {"avx", "avx2", "avx-vnni", "f16c", "fma", "fma4", "vaes", "vpclmulqdq", "xop"}
-)  # fmt: skip
+@cache
+def _needs_avx(name: str) -> bool:
+    """Whether a feature is AVX, or means nothing without it."""
+    feature = FEATURES.get(name)
+    return name == "avx" or (feature is not None and any(map(_needs_avx, feature.requires)))
 
 
 @cache
@@ -83,7 +85,7 @@ def translatable(
     alone = placement is Placement.OUTSIDE or vcpus == 1
     by_feature: dict[str, bool] = {}
     for row in instructions():
-        if row.ymm and not avx and row.feature not in _OF_AVX:
+        if row.ymm and not avx and not _needs_avx(row.feature):
             continue
         done = row.status is Status.TRANSLATED and not row.state
         whole = done and (reaches_ymm or not row.ymm) and (alone or not row.atomic)

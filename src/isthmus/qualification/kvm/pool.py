@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from isthmus.cpu.features import close
 from isthmus.cpu.model import CpuModel
 from isthmus.errors import InputError
 from isthmus.hypervisor.qemu.binary import QemuBinary, find_qemu
@@ -24,7 +25,7 @@ from isthmus.qualification.kvm.host import GATEWAY, STREAM_PORTS, LabHost
 PREFIX = "kvm:"
 """What the names of lab hosts begin with where hosts are named."""
 
-NESTED = frozenset({"npt", "nrip-save", "svm", "svme-addr-chk", "vmcb-clean", "vmx"})
+NESTING = frozenset({"svm", "vmx"})
 """Virtualisation inside the guest: its state cannot be moved to another maker, so no guest has it.
 
 Linux: Documentation/virt/kvm/x86/running-nested-guests.rst, "Limitations on Linux kernel versions".
@@ -50,7 +51,8 @@ class LabHosts(Hosts):
     def offered(self, host: str) -> CpuModel:
         """What the host's KVM can show a guest (QEMU's ``-cpu host``), without nesting."""
         offer = self._of(host).cpus.offered("host")
-        return offer.replace(name=host, features=offer.features - NESTED)
+        needing = close(offer.features) - close(offer.features - NESTING)
+        return offer.replace(name=host, features=offer.features - NESTING - needing)
 
     def hypervisor(self, host: str) -> QemuBinary:
         """The program that stands for the host's QEMU."""

@@ -17,6 +17,7 @@
 #include <ucontext.h>
 
 #include "../core/machine.h"
+#include "../core/x87_image.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -27,12 +28,7 @@ enum { MAGIC1 = 0x46505853, X87 = 1, SSE = 2, AVX = 4, PKRU_STATE = 0x200 };
  * extended state is in the standard format; a component that is written must have its bit in XSTATE_BV
  * (`present`) set, or the kernel restores its initial state (Intel SDM vol. 1, 13.4). */
 struct frame {
-    uint16_t control, status;
-    uint8_t tags, reserved_tags; /* abridged, by physical number */
-    uint16_t opcode;
-    uint64_t ip, data;
-    uint32_t mxcsr, mxcsr_mask;
-    uint8_t st[8][16];
+    struct x87_image x87; /* MXCSR is in it, too */
     uint8_t xmm[16][16];
     uint8_t reserved[48];
     uint32_t magic1, size; /* size: with what follows, of the whole area */

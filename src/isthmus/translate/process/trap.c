@@ -23,20 +23,6 @@ static const int order[16] = {
     REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
 };
 
-/* The frame has them by stack order: ST(i) is physical register TOP + i, MMi is register i. */
-static void take_x87(struct isthmus_machine *machine, const struct frame *frame)
-{
-    for (unsigned i = 0; i < 8; i++) {
-        unsigned number = (i + (frame->status >> 11)) & 7;
-        memcpy(machine->mmx[number], frame->st[i], 8);
-        memcpy(&machine->x87_high[number], frame->st[i] + 8, 2);
-    }
-    machine->has_x87 = 1;
-    machine->x87_control = frame->control;
-    machine->x87_status = frame->status;
-    machine->x87_tags = frame->tags;
-}
-
 static void take_state(struct isthmus_machine *machine, const ucontext_t *context)
 {
     const greg_t *registers = context->uc_mcontext.gregs;
@@ -51,9 +37,9 @@ static void take_state(struct isthmus_machine *machine, const ucontext_t *contex
     machine->cr0 = 0x80050033; /* AM among them: EFLAGS.AC counts */
     /* OSFXSR, OSXMMEXCPT, OSXSAVE: what every Linux sets.  LA57, which it may have set: reaching tells. */
     machine->cr4 = 0x41600;
-    machine->mxcsr = frame->mxcsr;
+    machine->mxcsr = frame->x87.mxcsr;
     memcpy(machine->xmm, frame->xmm, sizeof machine->xmm);
-    take_x87(machine, frame);
+    take_x87_image(machine, &frame->x87);
     machine->has_ymm = ymm_offset && frame->magic1 == MAGIC1 && frame->features & AVX;
     if (machine->has_ymm && frame->present & AVX)
         memcpy(machine->ymm_high, (const uint8_t *)frame + ymm_offset, sizeof machine->ymm_high);
@@ -84,31 +70,6 @@ static void take_the_rest(struct isthmus_machine *machine, const uint8_t *code, 
     }
 }
 
-static void give_x87(const struct isthmus_machine *machine, const struct isthmus_outcome *all,
-                     struct frame *frame)
-{
-    unsigned top = 0;
-    if (all->touched & ISTHMUS_WROTE_X87) {
-        top = machine->x87_status >> 11 & 7;
-        frame->status = machine->x87_status;
-        frame->tags = machine->x87_tags;
-        frame->opcode = machine->x87_opcode;
-        frame->ip = machine->x87_ip;
-        frame->data = machine->x87_dp;
-    } else { /* MMX: the top is 0 */
-        frame->status &= (uint16_t)~0x3800;
-        frame->tags = all->touched & ISTHMUS_EMPTIED_MMX ? 0 : 0xff; /* abridged */
-    }
-    for (unsigned i = 0; i < 8; i++) {
-        unsigned number = (i + top) & 7;
-        uint16_t high = all->mmx_written >> number & 1 ? 0xffff : machine->x87_high[number];
-        memcpy(frame->st[i], machine->mmx[number], 8);
-        memcpy(frame->st[i] + 8, &high, 2);
-    }
-    if (frame->magic1 == MAGIC1)
-        frame->present |= X87;
-}
-
 static void give_state(const struct isthmus_machine *machine, const struct isthmus_outcome *all,
                        ucontext_t *context)
 {
@@ -119,7 +80,7 @@ static void give_state(const struct isthmus_machine *machine, const struct isthm
     registers[REG_RIP] = (greg_t)machine->rip;
     registers[REG_EFL] = (greg_t)machine->rflags;
     if (all->touched & ISTHMUS_WROTE_MXCSR)
-        frame->mxcsr = machine->mxcsr;
+        frame->x87.mxcsr = machine->mxcsr;
     if (all->xmm_written) {
         memcpy(frame->xmm, machine->xmm, sizeof machine->xmm);
         if (frame->magic1 == MAGIC1)
@@ -130,7 +91,9 @@ static void give_state(const struct isthmus_machine *machine, const struct isthm
         frame->present |= AVX;
     }
     if (all->touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX | ISTHMUS_WROTE_X87))
-        give_x87(machine, all, frame);
+        give_x87_image(machine, all, &frame->x87);
+        if (frame->magic1 == MAGIC1)
+            frame->present |= X87;
 }
 
 static void set_keys(uint32_t rights) /* WRPKRU; the program's own rights are in the frame */

@@ -15,6 +15,7 @@
 #include <asm/ptrace.h>
 
 #include "machine.h"
+#include "x87_image.h"
 
 #define EACH_LOW(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
 #define EACH_HIGH(do) do(8) do(9) do(10) do(11) do(12) do(13) do(14) do(15)
@@ -75,12 +76,7 @@ static inline void give_ymm(const struct isthmus_machine *machine)
 
 /* Registers of MMX lie in those of the x87, which only FXSAVE reads without disturbing them. */
 struct fxsave {
-	u16 control, status;
-	u8 tags, reserved; /* abridged, by physical number */
-	u16 opcode;
-	u64 ip, data;
-	u32 mxcsr, mask;
-	u8 st[8][16];
+	struct x87_image image;
 	u8 rest[352];
 } __aligned(16);
 
@@ -89,43 +85,15 @@ static inline void take_x87(struct isthmus_machine *machine)
 	struct fxsave area;
 
 	asm volatile("fxsave64 %0" : "=m"(area));
-	/* ST(i) is physical register (TOP + i) mod 8; MMi is physical register i. */
-	for (unsigned int i = 0; i < 8; i++) {
-		unsigned int number = (i + (area.status >> 11)) & 7;
-
-		memcpy(machine->mmx[number], area.st[i], 8);
-		memcpy(&machine->x87_high[number], area.st[i] + 8, 2);
-	}
-	machine->has_x87 = 1;
-	machine->x87_control = area.control;
-	machine->x87_status = area.status;
-	machine->x87_tags = area.tags;
+	take_x87_image(machine, &area.image);
 }
 
 static inline void give_x87(const struct isthmus_machine *machine, const struct isthmus_outcome *all)
 {
 	struct fxsave area;
-	unsigned int top = 0;
 
 	asm volatile("fxsave64 %0" : "=m"(area));
-	if (all->touched & ISTHMUS_WROTE_X87) {
-		top = machine->x87_status >> 11 & 7;
-		area.status = machine->x87_status;
-		area.tags = machine->x87_tags;
-		area.opcode = machine->x87_opcode;
-		area.ip = machine->x87_ip;
-		area.data = machine->x87_dp;
-	} else { /* MMX: the top is 0 */
-		area.status &= ~0x3800;
-		area.tags = all->touched & ISTHMUS_EMPTIED_MMX ? 0 : 0xff;
-	}
-	for (unsigned int i = 0; i < 8; i++) {
-		unsigned int number = (i + top) & 7;
-		u16 high = all->mmx_written >> number & 1 ? 0xffff : machine->x87_high[number];
-
-		memcpy(area.st[i], machine->mmx[number], 8);
-		memcpy(area.st[i] + 8, &high, 2);
-	}
+	give_x87_image(machine, all, &area.image);
 	asm volatile("fxrstor64 %0" : : "m"(area));
 }
 
