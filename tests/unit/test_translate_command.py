@@ -14,6 +14,7 @@ from isthmus.cli.translate import translate
 from isthmus.errors import InputError
 from isthmus.translate.coverage import features
 from isthmus.translate.inside import build
+from isthmus.translate.inside.admission import FILES
 from isthmus.translate.table import Placement, translatable
 
 
@@ -127,6 +128,30 @@ def test_coverage_says_why_not() -> None:
 def test_coverage_of_one_feature_names_its_instructions(isthmus) -> None:
     done = isthmus("coverage", "--feature", "sse4a")
     assert {"EXTRQ", "INSERTQ"} <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("lockdown", "enforced", "more", "code", "words"),
+    [
+        ("[none] integrity confidentiality", "N", [], 0, "takes it"),
+        ("none [integrity] confidentiality", "N", [], 3, "locked down (integrity)"),
+        ("[none] integrity confidentiality", "Y", [], 3, "enforces signatures"),
+        ("none [integrity] confidentiality", "Y", ["--signed"], 0, "takes it"),
+        (None, None, [], 0, "tainted"),
+        ("\x00\xff nonsense", "N", [], 3, "not what a Linux kernel says"),
+    ],
+)
+def test_the_guests_kernel_is_asked_whether_it_takes_the_module(
+    isthmus, tmp_path, lockdown, enforced, more, code, words
+) -> None:
+    texts = (lockdown, enforced, "0\n")
+    for name, text in zip(FILES, texts, strict=True):
+        if text is not None:
+            (tmp_path / "guest" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "guest" / name).write_text(text)
+    done = isthmus("module", "check", "--root", "guest", *more)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout
 
 
 def test_the_modules_sources_come_with_what_to_do_next(isthmus, tmp_path) -> None:

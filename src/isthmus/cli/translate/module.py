@@ -7,7 +7,7 @@ import click
 
 from isthmus import __version__
 from isthmus.cli import lab
-from isthmus.errors import InputError
+from isthmus.errors import InputError, RefusedError
 
 _PACKAGE = "isthmus-translate"
 
@@ -23,7 +23,56 @@ def module() -> None:
     Examples:
       isthmus translate module export /usr/src/isthmus-translate-0.1.0
       isthmus translate module build --headers /lib/modules/6.1.0-18-amd64/build
+      isthmus translate module check
     """
+
+
+@module.command("check")
+@click.option(
+    "--root", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="FOLDER",
+    default=Path("/"), show_default=True,
+    help="Where the guest's /sys and /proc are: in the guest, or copied out of it.",
+)  # fmt: skip
+@click.option("--signed", is_flag=True, help="The module has a signature that the guest trusts.")
+@lab.json_option
+def check_command(root: Path, signed: bool, as_json: bool) -> None:
+    """Tell whether a guest's kernel takes the module; exit code 3 if it does not.
+
+    \b
+    Examples:
+      isthmus translate module check                     in the guest
+      isthmus translate module check --root ./guest --signed --json
+    """
+    from isthmus.translate.inside.admission import FILES, obstacles, taints
+    from isthmus.values import to_json
+
+    lockdown, sig_enforce, tainted = (_text(root / name) for name in FILES)
+    found = obstacles(lockdown=lockdown, sig_enforce=sig_enforce, signed=signed)
+    marks = not found and not signed and taints(tainted)
+    if as_json:
+        click.echo(to_json({"schema": 1, "obstacles": found, "taints": marks}))
+    else:
+        for one in found:
+            click.echo(f"{one.why}\n  {one.source}\n  what to do: {one.remedy}")
+        if not found:
+            click.echo("the kernel takes it")
+        if marks:
+            click.echo("  it will be tainted: an unsigned module (/proc/sys/kernel/tainted)")
+    if found:
+        raise click.exceptions.Exit(RefusedError.exit_code)
+
+
+def _text(path: Path) -> str:
+    """What the file begins with; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(256).decode("ascii", "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}", remedy="run it as root, or name a copy with --root"
+        ) from error
 
 
 @module.command("export")

@@ -8,6 +8,13 @@ import re
 
 from isthmus.values import Value
 
+FILES = (
+    "sys/kernel/security/lockdown",
+    "sys/module/module/parameters/sig_enforce",
+    "proc/sys/kernel/tainted",
+)
+"""What the guest's kernel says of it, below its root: for the parameters of these names."""
+
 # Linux: Documentation/admin-guide/tainted-kernels.rst.
 _UNSIGNED = 1 << 13
 _SIGN = "build it in the guest by DKMS, which signs it with the machine owner's key"
