@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kvm_lab import Lab, lab_of
@@ -31,6 +32,14 @@ def test_both_have_kvm_and_tell_their_versions(lab: Lab) -> None:
         assert host["kernel"].startswith("6.")
         assert host["qemu"][0].isdigit()
     assert "processor" in lab.isthmus("lab", "kvm", "shell", "phenom", "cat /proc/cpuinfo")
+
+
+def test_what_lets_one_in_is_not_told_to_the_other_users(lab: Lab) -> None:
+    hosts = json.loads(lab.isthmus("lab", "kvm", "status", "--json"))
+    for host in hosts:
+        command = Path(f"/proc/{host['process']['identity']['pid']}/cmdline").read_bytes()
+        assert b"lab-" in command
+        assert b"token" not in command
 
 
 def test_a_levelled_guest_goes_there_and_back_live(lab: Lab) -> None:

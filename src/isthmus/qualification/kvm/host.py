@@ -36,7 +36,7 @@ from isthmus.values import Value, from_json, read_value, to_json
 
 MEMORY_MIB = 1024
 BOOT_TIMEOUT_S = 600.0
-RECIPE = "2"  # a change in how a host is started that older frozen ones do not have
+RECIPE = "3"  # a change in how a host is started that older frozen ones do not have
 STREAM_PORTS = tuple(range(4440, 4444))
 """Where QEMUs in a host listen for guests that come.  With the agent that is all Bochs forwards."""
 
@@ -154,7 +154,8 @@ async def up(
         )
     else:
         version = f"QEMU {qemu.version_text}"
-        command = _command(model, image, qemu, folder, forwards, words)
+        (folder / "qemu.conf").write_text(f'[machine]\nappend = "{words}"\n', encoding="ascii")
+        command = _command(model, image, qemu, folder, forwards)
         if restored:
             command += ["-incoming", f"exec:cat {shlex.quote(str(frozen / 'state'))}"]
         running = await process.launch(command, folder, lives_with_parent=lives_with_parent)
@@ -221,7 +222,6 @@ def _command(
     qemu: QemuBinary,
     folder: Path,
     forwards: Mapping[int, int],
-    words: str,
 ) -> list[str]:
     ports = "".join(
         f",hostfwd=tcp:127.0.0.1:{here}-10.0.2.15:{there}" for here, there in forwards.items()
@@ -235,7 +235,8 @@ def _command(
         "-chardev", f"file,id=console,path={folder / 'console.log'}", "-serial", "chardev:console",
         "-netdev", f"user,id=net{ports}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
-        "-append", words,
+        # Not on the command line: everybody on this machine can read that, and the token is in it.
+        "-readconfig", str(folder / "qemu.conf"),
     ]  # fmt: skip
 
 
