@@ -7,7 +7,8 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
 
@@ -67,45 +68,17 @@ def up(names: tuple[str, ...], kernel: str | None, qemu: str, as_json: bool) -> 
       isthmus lab kvm up phenom opteron2 --json
     """
     from isthmus.hypervisor.qemu.binary import find_qemu
-    from isthmus.qualification.kvm.image import build_host_image
-    from isthmus.qualification.lab.image import build_image
+    from isthmus.qualification.kvm import together
     from isthmus.values import to_json
 
-    begun = time.monotonic()
-
-    def progress(text: str) -> None:
-        click.echo(f"{time.monotonic() - begun:6.1f} s  {text}", err=True)
-
     async def work() -> list[LabHost]:
-        models = [lab_host.host_model(name) for name in names or DEFAULT]
-        cache = cache_folder()
-        guest = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
-        program = await asyncio.to_thread(find_qemu, qemu)
-        images = {
-            emulator: await asyncio.to_thread(
-                build_host_image,
-                emulator,
-                cache=cache,
-                guests=(guest.kernel, guest.initrd),
-                progress=progress,
-            )
-            for emulator in sorted({model.emulator for model in models})
-        }
-        # Where one fails, the end of this work cancels the others, which then clean up.
-        return list(
-            await asyncio.gather(
-                *(
-                    lab_host.up(
-                        model,
-                        images[model.emulator],
-                        program,
-                        run=lab_folder(),
-                        cache=cache,
-                        progress=progress,
-                    )
-                    for model in models
-                )
-            )
+        return await together.start(
+            names or DEFAULT,
+            await asyncio.to_thread(find_qemu, qemu),
+            run=lab_folder(),
+            cache=cache_folder(),
+            kernel=kernel,
+            progress=_progress(),
         )
 
     started = shared.run(work())
@@ -114,6 +87,12 @@ def up(names: tuple[str, ...], kernel: str | None, qemu: str, as_json: bool) -> 
     else:
         for host in started:
             click.echo(_line(host))
+
+
+def _progress() -> Callable[[str], None]:
+    """Tells each step with the seconds since now."""
+    begun = time.monotonic()
+    return lambda text: click.echo(f"{time.monotonic() - begun:6.1f} s  {text}", err=True)
 
 
 @kvm.command()
@@ -205,6 +184,62 @@ async def _interact(channel: Channel) -> None:
         while block := await reader.read(1 << 16):
             os.write(sys.stdout.fileno(), block)
     sending.cancel()
+
+
+@kvm.command()
+@click.option("--only", metavar="N,N", default="", help="Only the failures of these numbers.")
+@click.option("--list", "list_only", is_flag=True, help="List the failures, and run nothing.")
+@click.option(
+    "--write",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the page with the table.",
+)
+@shared.qemu_option
+@shared.json_option
+def selftest(only: str, list_only: bool, write: Path | None, qemu: str, as_json: bool) -> None:
+    """Reproduce the failures of moves between makers, and cure them, on lab hosts.
+
+    Lab hosts that are up are used; the others are started and ended again.  Ends with status 1
+    if anything went otherwise than expected.
+
+    \b
+    Examples:
+      isthmus lab kvm selftest --list
+      isthmus lab kvm selftest --only 1,5
+      isthmus lab kvm selftest --write docs/kvm-selftest.md
+    """
+    from isthmus.errors import InputError, IsthmusError
+    from isthmus.hypervisor.qemu.binary import find_qemu
+    from isthmus.places import run_folder
+    from isthmus.qualification.kvm.cases import table
+    from isthmus.qualification.kvm.cases.registry import chosen
+    from isthmus.qualification.kvm.cases.run import Report
+    from isthmus.qualification.kvm.cases.run import selftest as run_cases
+    from isthmus.values import to_json
+
+    try:
+        numbers = [int(number) for number in only.split(",") if number.strip()]
+    except ValueError as error:
+        raise InputError(f"--only {only}: not numbers", remedy="--only 1,5") from error
+    cases = chosen(numbers)
+    if list_only:
+        for case in cases:
+            click.echo(f"{case.number:2}  {case.title} ({', '.join(case.hosts)})")
+        return
+    progress = _progress()
+
+    async def work() -> Report:
+        program = await asyncio.to_thread(find_qemu, qemu)
+        return await run_cases(
+            cases, program, run=run_folder(), cache=cache_folder(), progress=progress
+        )
+
+    report = shared.run(work())
+    if write is not None:
+        write.write_text(table.page(report), encoding="utf-8")
+    click.echo(to_json(report) if as_json else "\n".join(table.lines(report)))
+    if not report.as_expected:
+        raise IsthmusError("not all went as expected", remedy="the table says what was seen")
 
 
 @kvm.command()

@@ -248,8 +248,10 @@ class _Run:
     async def _start(self) -> None:
         """Let the destination run.  The journal says so first: it may have run from here on."""
         if self.armed is not None:
-            if self.journal.record.plan.rewrite is not None:
-                await self.armed.rewrite()
+            if (order := self.journal.record.plan.rewrite) is not None:
+                done = await self.armed.rewrite()
+                if order.needed and (left := done.hypercalls_left(abroad=True)):
+                    raise IsthmusError(f"the guest's hypercalls cannot be rewritten: {left}")
             if self.destination.side.translator is not None:
                 await self.armed.arm()
                 self.destination.translator = self.armed

@@ -144,15 +144,25 @@ class Hosts:
         return guest
 
     def check(
-        self, guest: Guest, host: str, *, translate: bool = True, accepted: Collection[str] = ()
+        self,
+        guest: Guest,
+        host: str,
+        *,
+        translate: bool = True,
+        rewrite: bool = True,
+        accepted: Collection[str] = (),
     ) -> Preflight:
         """All checks of a move to ``host``; takes no step.
 
         :param translate: whether the translator outside may be armed.
+        :param rewrite: whether it may also rewrite the kernel's patch sites.
         """
-        return self._judge(guest, host, served(guest, translate=translate), accepted)
+        by = served(guest, translate=translate)
+        return self._judge(guest, host, by, accepted, rewrite=rewrite and translate)
 
-    def _judge(self, guest: Guest, host: str, by: Service, accepted: Collection[str]) -> Preflight:
+    def _judge(
+        self, guest: Guest, host: str, by: Service, accepted: Collection[str], *, rewrite: bool
+    ) -> Preflight:
         evidence = GuestEvidence(
             shown=guest.shown, vcpus=guest.spec.vcpus, memory_mib=guest.spec.memory_mib
         )
@@ -164,6 +174,7 @@ class Hosts:
             translatable=by.covered,
             accepted=accepted,
             hypervisor=self.accelerator.value,
+            repairs=("repairs-hypercalls",) if rewrite else (),
         )
 
     async def move(
@@ -190,7 +201,8 @@ class Hosts:
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
             by = served(guest, translate=options.translate is not False)
-            verdict = self._judge(guest, host, by, accepted)
+            rewrite = options.rewrite and options.translate is not False
+            verdict = self._judge(guest, host, by, accepted, rewrite=rewrite)
             verdict.require()
             translation = translation_for(guest, verdict, by, warn_share=options.warn_share)
             plan = self._plan(guest, host, verdict, translation, options)
@@ -214,7 +226,8 @@ class Hosts:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
         outside = translation is not None and translation.placement is Placement.OUTSIDE
         rewrite = None
-        if guest.rewritten is not None or (options.rewrite and outside):
+        needed = any(finding.rule == "hypercalls-rewritten" for finding in verdict.findings)
+        if guest.rewritten is not None or needed or (options.rewrite and outside):
             rewrite = RewriteOrder(
                 record=folder / RECORD,
                 born=guest.shown.features,
@@ -224,6 +237,7 @@ class Hosts:
                 memory_mib=guest.spec.memory_mib,
                 kernel=guest.spec.kernel,
                 prior=guest.rewritten,
+                needed=needed,
             )
         channel, dial = self.way(host, folder, options.channel)
         return Plan(

@@ -62,14 +62,17 @@ def preflight(
     translatable: frozenset[str] = frozenset(),
     accepted: Collection[str] = (),
     hypervisor: str = "",
+    repairs: Collection[str] = (),
 ) -> Preflight:
     """Check a guest against a destination host that offers ``offer``.
 
     :param hypervisor: what runs guests on both hosts (``kvm``, ``tcg`` …), empty if unknown.
+    :param repairs: what the mover will put right there (facts of a host, ``data/facts.json``).
     """
     shown = shown_on(evidence.shown, offer)
-    host = HostEvidence(hypervisor=hypervisor)
-    found = findings(evidence, offer, shown, translatable=translatable, here=host, there=host)
+    here = HostEvidence(hypervisor=hypervisor)
+    there = here.replace(facts=dict.fromkeys(repairs, True))
+    found = findings(evidence, offer, shown, translatable=translatable, here=here, there=there)
     return Preflight(
         guest=guest,
         source_host=source_host,
