@@ -98,12 +98,12 @@ async def _by_name(
     qemu: str,
     as_json: bool,
 ) -> None:
-    from isthmus.migration.hosts import served, translation_for
+    from isthmus.migration.hosts import translation_for
     from isthmus.values import to_json
 
     known = lab.store().read(guest)
     hosts = await lab.hosts(qemu, known.spec.accelerator, among=(known.host, host))
-    by = served(known, translate=options.translate is not False)
+    by = hosts.served(known, host, translate=options.translate is not False)
     verdict = hosts.check(known, host, translate=options.translate is not False, accepted=accepted)
     translation = translation_for(known, verdict, by)
     if not as_json:
@@ -111,6 +111,12 @@ async def _by_name(
         if translation is not None and not verdict.blocking:
             click.echo(
                 f"  {translation.words} (the guest was shown them, {host} lacks them)", err=True
+            )
+        if options.translate is not False and not known.module and not hosts.traps(host):
+            click.echo(
+                f"  nothing is translated from outside there: guests on {host} stop at no"
+                " breakpoint",
+                err=True,
             )
         with_module = known.replace(module=True)
         if verdict.blocking and not hosts.check(with_module, host, accepted=accepted).blocking:

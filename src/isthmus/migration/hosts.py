@@ -83,6 +83,22 @@ class Hosts:
         """
         return "tcp:127.0.0.1:0" if channel == "tcp" else f"unix:{folder / 'stream.sock'}", ""
 
+    def traps(self, host: str) -> bool:  # noqa: ARG002  (QEMU stops at breakpoints itself)
+        """Whether guests on ``host`` stop at breakpoints, which the translator outside needs."""
+        return True
+
+    def served(self, guest: Guest, host: str, *, translate: bool) -> Service:
+        """Who would translate for the guest on ``host``.
+
+        :param translate: whether it may be done from outside.
+        """
+        return service(
+            module=guest.module,
+            outside=translate and self.traps(host),
+            avx="avx" in guest.shown.features,
+            vcpus=guest.spec.vcpus,
+        )
+
     async def start(
         self,
         name: str,
@@ -150,7 +166,8 @@ class Hosts:
 
         :param translate: whether the translator outside may be armed.
         """
-        return self._judge(guest, host, served(guest, translate=translate), accepted)
+        by = self.served(guest, host, translate=translate)
+        return self._judge(guest, host, by, accepted)
 
     def _judge(self, guest: Guest, host: str, by: Service, accepted: Collection[str]) -> Preflight:
         evidence = GuestEvidence(
@@ -189,7 +206,7 @@ class Hosts:
                     f"{name}: migration {pending[0].stem} was cut short",
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
-            by = served(guest, translate=options.translate is not False)
+            by = self.served(guest, host, translate=options.translate is not False)
             verdict = self._judge(guest, host, by, accepted)
             verdict.require()
             translation = translation_for(guest, verdict, by, warn_share=options.warn_share)
@@ -249,16 +266,6 @@ class Hosts:
             rewrite=rewrite,
             translation=translation,
         )
-
-
-def served(guest: Guest, *, translate: bool) -> Service:
-    """Who would translate for the guest; ``translate``: whether it may be done from outside."""
-    return service(
-        module=guest.module,
-        outside=translate,
-        avx="avx" in guest.shown.features,
-        vcpus=guest.spec.vcpus,
-    )
 
 
 def translation_for(

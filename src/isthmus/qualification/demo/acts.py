@@ -4,6 +4,7 @@ Both use the migration core as ``isthmus migrate`` does, over TCP.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -31,9 +32,8 @@ from isthmus.translate.service import TranslatorClient
 from isthmus.translate.table import translatable
 
 MOVES = 10
-PATIENCE_S = 20.0
+KVM_MOVES = 2  # there and back; on lab hosts one move takes 6 to 20 s
 STAY_TICKS = 5  # rounds of the payload's checks between two moves
-ABROAD_S = 3.0  # how long the translated guest works abroad
 LOAD = {"beat_ms": 10, "memory_mib": 64, "rewrite_kib": 4096}
 """The levelled guest's payload: 4 MiB of memory are written anew ten times a second."""
 
@@ -59,9 +59,20 @@ class _Journey:
         left = play.clock()
         # QEMU's own bandwidth and downtime limits on purpose.  With 1 GiB/s and 40 ms QEMU 7.2's
         # TCG now and then loses a guest's write (docs/demo.md), which no migration can cure.
-        options = Options(channel="tcp", translate=translate, lives_with_parent=True)
+        options = Options(
+            channel="tcp",
+            translate=translate,
+            verify_s=play.stage.pace.verify_s,
+            lives_with_parent=True,
+        )
         try:
-            record = await hosts.move(self.name, host, options, observer=play.display.progress)
+            record = await hosts.move(
+                self.name,
+                host,
+                options,
+                accepted=play.stage.accepted,
+                observer=play.display.progress,
+            )
         except IsthmusError:
             pass_on_interrupt()
             raise
@@ -69,7 +80,7 @@ class _Journey:
         guest = hosts.store.read(self.name)
         incoming = guest.spec.arguments(guest.process.directory, incoming=True)
         self.commands.setdefault(host, tuple(incoming))
-        await play.stage.up(guest.process, ticks=STAY_TICKS, patience_s=PATIENCE_S)
+        await play.stage.up(guest.process, ticks=STAY_TICKS, patience_s=play.stage.pace.arrive_s)
         self.moves[-1] = self._timed(self.moves[-1])
 
     def _arrived(self, record: MigrationRecord, left: float) -> None:
@@ -199,7 +210,7 @@ async def translated(play: Play) -> ActResult:
         play.stage.machine(test=",".join(sorted(tests))),
         lives_with_parent=True,
     )
-    preflight = play.stage.hosts.check(guest, play.destination)
+    preflight = play.stage.hosts.check(guest, play.destination, accepted=play.stage.accepted)
     journey = _Journey(play, guest, begun)
     problem: IsthmusError | str | None = None
     work: TranslatorStatus | None = None
@@ -208,8 +219,7 @@ async def translated(play: Play) -> ActResult:
         play.display.step(f"moving it to {play.destination}, translator armed")
         await journey.move(play.destination, translate=True)
         play.display.step(f"at work on {play.destination}, translated")
-        await asyncio.sleep(ABROAD_S)
-        work = await journey.translator()
+        work = await _at_work(journey, needed=preflight.needs_translation)
         journey.moves[-1] = _counted(journey.moves[-1], work)
         journey.tell()
         play.display.step(f"moving it home to {play.source}")
@@ -227,6 +237,20 @@ async def translated(play: Play) -> ActResult:
     result, _ = await journey.end(ActName.TRANSLATED, problem, may_lose=may_lose)
     result = msgspec.structs.replace(result, findings=preflight.findings)
     return result if not result.ok else _cured(result, work, left_alone)
+
+
+async def _at_work(journey: _Journey, *, needed: bool) -> TranslatorStatus | None:
+    """Let the guest work abroad; what the translator has done for it by then.
+
+    :param needed: wait on until it has done something, for as long as an arrival may take.
+    """
+    pace = journey.play.stage.pace
+    deadline = time.monotonic() + pace.arrive_s
+    while True:
+        await asyncio.sleep(pace.abroad_s)
+        work = await journey.translator()
+        if not needed or (work and work.translated) or time.monotonic() > deadline:
+            return work
 
 
 def _cured(

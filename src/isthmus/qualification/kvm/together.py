@@ -1,0 +1,74 @@
+"""Several lab hosts started at once, with the images that they and their guests boot from."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from isthmus.hypervisor.qemu.binary import QemuBinary
+from isthmus.qualification.kvm import host as lab_host
+from isthmus.qualification.kvm.host import LabHost
+from isthmus.qualification.kvm.image import build_host_image
+from isthmus.qualification.lab.image import build_image
+
+
+async def start(
+    names: Collection[str],
+    qemu: QemuBinary,
+    *,
+    run: Path,
+    cache: Path,
+    kernel: str | None = None,
+    lives_with_parent: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[LabHost]:
+    """Start the hosts of these names below ``run``, all at once; returns them in their order.
+
+    Where one fails, those that had come up are ended again.
+
+    :param kernel: the guests' kernel, which every host gets beforehand.
+    :raises InputError: there is no host of a name, or one is up already.
+    :raises HypervisorError: one does not come up.
+    """
+    models = [lab_host.host_model(name) for name in names]
+    guest = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
+    images = {
+        emulator: await asyncio.to_thread(
+            build_host_image,
+            emulator,
+            cache=cache,
+            guests=(guest.kernel, guest.initrd),
+            progress=progress,
+        )
+        for emulator in sorted({model.emulator for model in models})
+    }
+    starting = [
+        asyncio.ensure_future(
+            lab_host.up(
+                model,
+                images[model.emulator],
+                qemu,
+                run=run,
+                cache=cache,
+                progress=progress,
+                lives_with_parent=lives_with_parent,
+            )
+        )
+        for model in models
+    ]
+    try:
+        return list(await asyncio.gather(*starting))
+    except BaseException:
+        for one in starting:
+            one.cancel()
+        ended = await asyncio.gather(*starting, return_exceptions=True)
+        for host in ended:
+            if isinstance(host, LabHost):
+                await asyncio.to_thread(end, host)
+        raise
+
+
+def end(host: LabHost) -> None:
+    """End one lab host with everything that runs in it, and remove its files."""
+    host.process.kill()
+    shutil.rmtree(host.folder, ignore_errors=True)
