@@ -22,6 +22,7 @@ from isthmus.hypervisor.qemu.guests import Guest, GuestStore, level_command
 from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
 from isthmus.hypervisor.qemu.render import cpu_argument
+from isthmus.hypervisor.qemu.through_file import Deposit, check_place
 from isthmus.migration import engine
 from isthmus.migration.preflight import Preflight, preflight
 from isthmus.migration.record import (
@@ -82,6 +83,14 @@ class Hosts:
         :returns: addresses as QEMU writes them; the second is empty if it is the first.
         """
         return "tcp:127.0.0.1:0" if channel == "tcp" else f"unix:{folder / 'stream.sock'}", ""
+
+    def deposit(self, path: Path, host: str, folder: Path, channel: tuple[str, str]) -> Deposit:  # noqa: ARG002
+        """How a guest goes through the file ``path`` to ``host``.
+
+        :param folder: of the process that will receive it.
+        :param channel: what :meth:`way` has said.
+        """
+        return Deposit(path=path, listen=f"unix:{folder / 'file.sock'}")
 
     def traps(self, host: str) -> bool:  # noqa: ARG002  (QEMU stops at breakpoints itself)
         """Whether guests on ``host`` stop at breakpoints, which the translator outside needs."""
@@ -243,6 +252,10 @@ class Hosts:
                 prior=guest.rewritten,
             )
         channel, dial = self.way(host, folder, options.channel)
+        deposit = None
+        if options.through is not None:
+            check_place(options.through, guest.spec.memory_mib)
+            deposit = self.deposit(options.through, host, folder, (channel, dial))
         return Plan(
             id=new_id(),
             guest=guest.name,
@@ -255,6 +268,7 @@ class Hosts:
             ),
             channel=channel,
             dial=dial,
+            deposit=deposit,
             spec=msgspec.structs.replace(
                 guest.spec,
                 qemu=self.program(host, guest.spec.qemu),

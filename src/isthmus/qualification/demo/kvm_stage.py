@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from isthmus.hypervisor.qemu import process
@@ -12,8 +12,9 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.render import cpu_argument
 from isthmus.qualification.demo.pace import EMULATED
 from isthmus.qualification.demo.stage import Stage, own_folder
+from isthmus.qualification.exercise.crossing import counting
 from isthmus.qualification.kvm import together
-from isthmus.qualification.kvm.host import LabHost
+from isthmus.qualification.kvm.host import LabHost, host_model
 from isthmus.qualification.kvm.pool import PREFIX, lab_hosts
 from isthmus.qualification.lab.image import build_image
 
@@ -27,6 +28,11 @@ class KvmStage(Stage):
 
     accepted = ACCEPTED
     clock = "kvm-clock"  # the makers' hosts have time stamp counters of two speeds
+
+    memory_mib = 128
+
+    load: Mapping[str, object] = {"beat_ms": 10}
+    """1 MiB is written anew ten times a second: what Bochs sends keeps up with no more."""
 
     def unlevelled(self, host: str) -> str:
         """All that the host's KVM offers, without the nesting that QEMU's ``host`` has."""
@@ -51,6 +57,11 @@ async def open_kvm(
     """
     progress("looking for the guest image")
     image = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
+    served = None
+    if not host_model(pair[1]).traps:
+        served = await asyncio.to_thread(
+            build_image, kernel, cache=cache, progress=progress, inside=True, more=counting()
+        )
     program = await asyncio.to_thread(find_qemu, qemu)
     with own_folder() as folder:
         started = await together.start(
@@ -67,7 +78,7 @@ async def open_kvm(
         store = GuestStore(folder / "state", folder)
         hosts = await lab_hosts({host.name: host for host in started}, store)
         trial = Trial(accelerator=Accelerator.KVM, works=True, reason=_reason(started))
-        yield KvmStage(hosts, image, trial, folder, EMULATED)
+        yield KvmStage(hosts, image, trial, folder, EMULATED, served)
 
 
 def host_names(pair: tuple[str, str]) -> tuple[str, str]:

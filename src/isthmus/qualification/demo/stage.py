@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -39,11 +39,23 @@ class Stage:
     clock = "tsc"
     """The clock source of its guests."""
 
+    memory_mib = 256
+
+    load: Mapping[str, object] = {"beat_ms": 10, "memory_mib": 64, "rewrite_kib": 4096}
+    """The levelled guest's payload: 4 MiB of memory are written anew ten times a second."""
+
     def __init__(
-        self, hosts: Hosts, image: GuestImage, engine: Trial, folder: Path, pace: Pace = QUICK
+        self,
+        hosts: Hosts,
+        image: GuestImage,
+        engine: Trial,
+        folder: Path,
+        pace: Pace = QUICK,
+        served: GuestImage | None = None,
     ) -> None:
         self.hosts = hosts
         self.image = image
+        self.served = served or image
         self.engine = engine
         self.folder = folder
         self.pace = pace
@@ -84,10 +96,18 @@ class Stage:
 
     def machine(self, **options: object) -> Machine:
         """The lab guest, with options for its payload."""
+        return self._machine(self.image, options)
+
+    def served_machine(self, **options: object) -> Machine:
+        """The same with the translator's module in its kernel, whose counters it prints."""
+        return self._machine(self.served, options)
+
+    def _machine(self, image: GuestImage, options: Mapping[str, object]) -> Machine:
         return Machine(
-            kernel=self.image.kernel,
-            initrd=self.image.initrd,
+            kernel=image.kernel,
+            initrd=image.initrd,
             command_line=command_line(options, clock=self.clock),
+            memory_mib=self.memory_mib,
         )
 
     async def up(
