@@ -109,49 +109,42 @@ async def _flip(path: Path) -> Saved:
     return await asyncio.to_thread(through_file._measure, path)
 
 
-@pytest.mark.parametrize(
-    ("noticed", "word"), [(True, "are not the"), (False, "the destination")], ids=["us", "qemu"]
-)
-async def test_what_was_changed_on_the_way_is_not_started(
-    world, monkeypatch: pytest.MonkeyPatch, noticed: bool, word: str
-) -> None:
-    """By its checksum; and where that would not show it, because QEMU does not take it."""
-    guest = await world.born()
-    save = through_file.save
-
-    async def damaged(source: Monitor, deposit: Deposit, progress) -> Saved:
-        saved = await save(source, deposit, progress)
-        changed = await _flip(deposit.path)
-        return saved if noticed else changed
-
-    monkeypatch.setattr(through_file, "save", damaged)
-    path = world.folder / "kept"
-    with pytest.raises(RolledBackError, match=word):
-        await world.hosts.move("g", "Penryn", Options(through=path))
-    assert not path.exists()
-    await world.one_runs(guest)
+async def _damaged_unseen(source: Monitor, deposit: Deposit, progress) -> Saved:
+    await SAVE(source, deposit, progress)
+    return await _flip(deposit.path)
 
 
-async def test_a_disk_that_fills_up_leaves_the_guest_at_home(
+async def _damaged(source: Monitor, deposit: Deposit, progress) -> Saved:
+    saved = await SAVE(source, deposit, progress)
+    await _flip(deposit.path)
+    return saved
+
+
+async def _full(reader: asyncio.StreamReader, path: Path) -> Saved:
+    path.write_bytes(await reader.read(1 << 16))
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+SAVE = through_file.save
+
+
+async def test_whatever_goes_wrong_with_the_file_the_guest_goes_on_at_home(
     world, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest = await world.born()
-
-    async def full(reader: asyncio.StreamReader, path: Path) -> Saved:
-        path.write_bytes(await reader.read(1 << 16))
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(through_file, "_write", full)
-    path = world.folder / "kept"
-    with pytest.raises(RolledBackError, match="No space left on device"):
-        await world.hosts.move("g", "Penryn", Options(through=path))
-    assert not path.exists()
-    await world.one_runs(guest)
-
-
-async def test_a_file_that_is_there_is_not_written_over(world) -> None:
+    """Changed on the way, seen by its checksum, or else by QEMU; or the disk fills up."""
     guest = await world.born()
     path = world.folder / "kept"
+    for name, fault, word in (
+        ("save", _damaged, "are not the"),
+        ("save", _damaged_unseen, "the destination"),
+        ("_write", _full, "No space left on device"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(through_file, name, fault)
+            with pytest.raises(RolledBackError, match=word):
+                await world.hosts.move("g", "Penryn", Options(through=path))
+        assert not path.exists(), word
+        await world.one_runs(guest)
     path.write_bytes(b"somebody's")
     with pytest.raises(InputError, match="is there already"):
         await world.hosts.move("g", "Penryn", Options(through=path))

@@ -217,7 +217,8 @@ def test_pairs_of_lab_hosts() -> None:
 def test_emulated_hosts_are_given_more_time_in_everything() -> None:
     """A host in Bochs is a hundred times slower: no wait of the quick demo fits it."""
     for name in Pace.__struct_fields__:
-        assert getattr(EMULATED, name) >= 3 * getattr(QUICK, name), name
+        if name.endswith("_s"):
+            assert getattr(EMULATED, name) >= 3 * getattr(QUICK, name), name
 
 
 async def test_what_the_demo_on_lab_hosts_would_do_is_told_before_any_is_up(

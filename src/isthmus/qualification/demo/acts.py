@@ -59,6 +59,7 @@ class _Journey:
         options = Options(
             channel="tcp",
             translate=translate,
+            downtime_limit_ms=play.stage.pace.downtime_limit_ms,
             verify_s=play.stage.pace.verify_s,
             lives_with_parent=True,
         )

@@ -4,7 +4,7 @@ from isthmus.values import Value
 
 
 class Pace(Value, frozen=True):
-    """Times in seconds.
+    """Times in seconds, but for ``downtime_limit_ms``: QEMU's target, None for its own.
 
     ``boot_s``: until a guest's payload must have been heard; ``arrive_s``: the same after a move;
     ``move_s``: for a move by hand; ``verify_s``: how long the engine watches an arrival at most;
@@ -16,6 +16,7 @@ class Pace(Value, frozen=True):
     boot_s: float = 90.0
     arrive_s: float = 20.0
     move_s: float = 60.0
+    downtime_limit_ms: int | None = None
     verify_s: float = 10.0
     abroad_s: float = 3.0
     watch_s: float = 30.0
@@ -30,6 +31,7 @@ EMULATED = Pace(
     boot_s=600.0,
     arrive_s=300.0,
     move_s=300.0,
+    downtime_limit_ms=1000,
     verify_s=120.0,
     abroad_s=10.0,
     watch_s=300.0,

@@ -41,6 +41,9 @@ class Stage:
 
     memory_mib = 256
 
+    payload: Mapping[str, object] = {}
+    """Options of every guest's payload, where an act does not say otherwise."""
+
     load: Mapping[str, object] = {"beat_ms": 10, "memory_mib": 64, "rewrite_kib": 4096}
     """The levelled guest's payload: 4 MiB of memory are written anew ten times a second."""
 
@@ -106,7 +109,7 @@ class Stage:
         return Machine(
             kernel=image.kernel,
             initrd=image.initrd,
-            command_line=command_line(options, clock=self.clock),
+            command_line=command_line({**self.payload, **options}, clock=self.clock),
             memory_mib=self.memory_mib,
         )
 
