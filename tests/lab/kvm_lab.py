@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from isthmus.hypervisor.qemu import process
@@ -52,6 +53,16 @@ class Lab:
             if each["name"] == guest
         ]  # fmt: skip
         return judge([Path(stream).read_bytes() for stream in state["streams"]])
+
+
+def wait_for_more(
+    lab: Lab, guest: str, done: Mapping[str, int], names: Collection[str], patience_s: float = 300
+) -> None:
+    """Wait until the guest has executed more of these instructions than it had ``done``."""
+    deadline = time.monotonic() + patience_s
+    while not all((now := lab.verdict(guest).instructions)[name] > done[name] for name in names):
+        assert time.monotonic() < deadline, f"{guest} goes on with none of {names}: {now}"
+        time.sleep(1)
 
 
 @contextlib.contextmanager

@@ -218,7 +218,7 @@ async def test_a_stream_that_qemu_does_not_take_is_told(run: Path) -> None:
     here = await process.start(spec, run / "0", lives_with_parent=True)
     there = await process.start(other, run / "1", incoming=True, lives_with_parent=True)
     try:
-        transfer = await move_by_hand(here, there)
+        transfer = await move_by_hand(here, there, (f"unix:{there.directory / 'stream.sock'}", ""))
     finally:
         here.kill()
         there.kill()

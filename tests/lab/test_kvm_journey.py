@@ -3,9 +3,10 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from kvm_lab import Lab, lab_of
+from kvm_lab import Lab, lab_of, wait_for_more
 
 from isthmus.cpu.model import CpuModel
 from isthmus.places import cache_folder
@@ -122,6 +123,49 @@ def test_what_intel_lacks_is_translated_by_kvms_guest_debugging(lab: Lab) -> Non
         assert {fault.kind for fault in verdict.faults} <= {"cpuid"}, verdict.faults
     finally:
         lab.isthmus("guest", "stop", "born")
+
+
+@pytest.mark.slow
+def test_what_intel_lacks_is_translated_by_the_module_in_the_guests_kernel(lab: Lab) -> None:
+    """The same guest, there and back, with nothing armed outside it."""
+    lab.isthmus("guest", "start", "served", "--host", OLD_AMD, "--module", "--memory", "128")
+    try:
+        for host in (INTEL, OLD_AMD):
+            done = lab.verdict("served").instructions
+            text = lab.isthmus(
+                "migrate", "served", "--to", host, "--verify", "90", "--json", *UNLEVELLED_RISK
+            )
+            record = json.loads(text)
+            assert record["steps"][-1]["phase"] == "committed"
+            assert record["plan"]["destination"]["translator"] is None
+            if host == INTEL:
+                assert record["plan"]["translation"]["placement"] == "inside"
+            wait_for_more(lab, "served", done, ("extrq", "pfadd"))
+        verdict = lab.verdict("served")
+        assert {fault.kind for fault in verdict.faults} <= {"cpuid"}, verdict.faults
+    finally:
+        lab.isthmus("guest", "stop", "served")
+
+
+@pytest.mark.slow
+def test_through_a_file_from_maker_to_maker(lab: Lab, tmp_path: Path) -> None:
+    """Where the hosts cannot reach each other: by way of this machine, standing still."""
+    lab.isthmus("guest", "start", "kept", "--host", AMD, "--level-with", INTEL, "--memory", "128")
+    try:
+        for host in (INTEL, AMD):
+            text = lab.isthmus(
+                "migrate", "kept", "--to", host, "--through", str(tmp_path / "state"),
+                "--verify", "90", "--json", *RISK,
+            )  # fmt: skip
+            record = json.loads(text)
+            assert record["steps"][-1]["phase"] == "committed"
+            assert record["figures"]["moved_bytes"] > 16 << 20
+            assert not (tmp_path / "state").exists()
+        verdict = lab.verdict("kept")
+        assert verdict.ok, verdict.faults
+        assert len(verdict.hops) == 2
+    finally:
+        lab.isthmus("guest", "stop", "kept")
 
 
 def test_without_translation_it_dies_there(lab: Lab) -> None:

@@ -15,9 +15,10 @@ from isthmus.errors import EnvironmentLackError, InputError
 from isthmus.hypervisor.qemu.binary import QemuBinary
 from isthmus.hypervisor.qemu.engine import Accelerator, Trial
 from isthmus.hypervisor.qemu.models import QemuCpus
-from isthmus.qualification.demo import plain, stage
+from isthmus.qualification.demo import perform, plain, stage
 from isthmus.qualification.demo.listener import Listener, cpuid_bits
-from isthmus.qualification.demo.pairs import PAIRS, pair_of
+from isthmus.qualification.demo.pace import EMULATED, QUICK, Pace
+from isthmus.qualification.demo.pairs import KVM, PAIRS, pair_of
 from isthmus.qualification.demo.result import Outcome
 
 QEMU = QemuBinary(path=Path("qemu"), version=(7, 2, 0))
@@ -180,16 +181,15 @@ async def test_a_guest_that_hangs_without_a_word_is_found_out(
     (tmp_path / "console.log").write_bytes(b"isthmus: guest is up\n")
     (tmp_path / "payload.log").touch()
     running = QemuProcess(identity=ProcessIdentity.of(os.getpid()), directory=tmp_path, command=())
-    monkeypatch.setattr(plain, "HUNG_S", 0.3)
-    monkeypatch.setattr(plain, "SETTLE_S", 0.01)
+    pace = Pace(hung_s=0.3, settle_s=0.01)
     listener = Listener(tmp_path)
     await listener.close()
     monkeypatch.setattr(plain.Monitor, "session", lambda _: _Silent())
-    fate = await plain.watch_fate(running, listener)
+    fate = await plain.watch_fate(running, listener, pace)
     assert fate.outcome is Outcome.HUNG
     assert "ffffffff81a01234" in fate.headline
     monkeypatch.setattr(plain.Monitor, "session", lambda _: _Silent("paused"))
-    assert (await plain.watch_fate(running, listener)).headline == "the guest is paused"
+    assert (await plain.watch_fate(running, listener, pace)).headline == "the guest is paused"
 
 
 def test_pairs() -> None:
@@ -198,3 +198,36 @@ def test_pairs() -> None:
     for text in ("", "phenom", "a,b,c", "a,", ",b"):
         with pytest.raises(InputError, match="not a pair"):
             pair_of(text)
+
+
+def test_pairs_of_lab_hosts() -> None:
+    assert pair_of(None) == PAIRS["classic"]
+    assert pair_of(None, kvm=True) == KVM == ("phenom", "haswell")
+    assert pair_of("epyc, kvm:opteron2", kvm=True) == ("epyc", "opteron2")
+    for text, wrong in (
+        ("classic", "not a pair"),
+        ("", "not a pair"),
+        ("phenom,Penryn", "Penryn: no such lab host"),
+        ("phenom,kvm:phenom", "one lab host"),
+    ):
+        with pytest.raises(InputError, match=wrong):
+            pair_of(text, kvm=True)
+
+
+def test_emulated_hosts_are_given_more_time_in_everything() -> None:
+    """A host in Bochs is a hundred times slower: no wait of the quick demo fits it."""
+    for name in Pace.__struct_fields__:
+        if name.endswith("_s"):
+            assert getattr(EMULATED, name) >= 3 * getattr(QUICK, name), name
+
+
+async def test_what_the_demo_on_lab_hosts_would_do_is_told_before_any_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(perform, "find_qemu", lambda _: QEMU)
+    script = perform.Script(source="phenom", destination="haswell", kvm=True)
+    plan = await perform.planned(script)
+    assert (plan.source.name, plan.destination.name) == ("kvm:phenom", "kvm:haswell")
+    assert (plan.source.vendor, plan.destination.vendor) == ("AuthenticAMD", "GenuineIntel")
+    assert plan.engine == "kvm"
+    assert "bochs" in plan.destination.brand

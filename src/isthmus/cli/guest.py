@@ -37,6 +37,9 @@ def guest() -> None:
 @click.option(
     "--clock", metavar="SOURCE", help="Its clock source; tsc, but on lab hosts kvm-clock."
 )
+@click.option(
+    "--module", is_flag=True, help="Load the translator's module in its kernel (built for it)."
+)
 @lab.engine_option
 @lab.qemu_option
 @lab.json_option
@@ -50,6 +53,7 @@ def start(
     test: str,
     blind: bool,
     clock: str | None,
+    module: bool,
     engine: str,
     qemu: str,
     as_json: bool,
@@ -59,6 +63,7 @@ def start(
     \b
     Examples:
       isthmus guest start old --host phenom
+      isthmus guest start served --host phenom --module
       isthmus guest start both --host EPYC --level-with Skylake-Server --vcpus 2
     """
     from isthmus.baseline.level import level
@@ -72,6 +77,7 @@ def start(
             build_image,
             kernel,
             cache=cache_folder(),
+            inside=module,
             progress=lambda text: click.echo(text, err=True),
         )
         hosts = await lab.hosts(qemu, lab.accelerator(engine), among=(host, *level_with))
@@ -88,7 +94,7 @@ def start(
         )
         pool = [hosts.offered(model) for model in (host, *level_with)]
         shown = level(pool).model if level_with else None
-        started = await hosts.start(name, host, machine, shown=shown)
+        started = await hosts.start(name, host, machine, shown=shown, module=module)
         await _up(started.process)
         if as_json:
             click.echo(to_json(started))

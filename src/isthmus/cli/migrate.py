@@ -35,6 +35,10 @@ from isthmus.migration.record import MigrationRecord
 @click.option(
     "--verify", default=10.0, show_default=True, metavar="S", help="Watch at most so long."
 )
+@click.option(
+    "--through", type=click.Path(path_type=Path), metavar="FILE",
+    help="Through a new FILE, the guest standing still: for hosts that cannot reach each other.",
+)  # fmt: skip
 @lab.qemu_option
 @lab.json_option
 def migrate(
@@ -51,6 +55,7 @@ def migrate(
     bandwidth: int | None,
     downtime_limit: int | None,
     verify: float,
+    through: Path | None,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -68,6 +73,7 @@ def migrate(
       isthmus migrate old --to Penryn --no-translate
       isthmus migrate web --to Penryn --dry-run --json
       isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
+      isthmus migrate web --to Penryn --through /mnt/share/web.state
       isthmus migrate --resume
     """
     options = Options(
@@ -76,10 +82,16 @@ def migrate(
         verify_s=verify,
         translate=translate,
         warn_share=share(warn_share),
+        through=through.absolute() if through else None,
     )
     if resume:
         lab.run(_resume(guest, use or "", as_json))
     elif qmp and to_qmp:
+        if through is not None:
+            raise InputError(
+                "a guest that is named by its QMP socket is moved live",
+                remedy="leave out --through, or start the guest with isthmus guest start",
+            )
         lab.run(_by_socket(qmp.absolute(), to_qmp.absolute(), options, accept_risk, as_json))
     elif guest and host:
         lab.run(_by_name(guest, host, options, accept_risk, dry_run, qemu, as_json))
@@ -98,12 +110,12 @@ async def _by_name(
     qemu: str,
     as_json: bool,
 ) -> None:
-    from isthmus.migration.hosts import served, translation_for
+    from isthmus.migration.hosts import translation_for
     from isthmus.values import to_json
 
     known = lab.store().read(guest)
     hosts = await lab.hosts(qemu, known.spec.accelerator, among=(known.host, host))
-    by = served(known, translate=options.translate is not False)
+    by = hosts.served(known, host, translate=options.translate is not False)
     verdict = hosts.check(known, host, translate=options.translate is not False, accepted=accepted)
     translation = translation_for(known, verdict, by)
     if not as_json:
@@ -111,6 +123,12 @@ async def _by_name(
         if translation is not None and not verdict.blocking:
             click.echo(
                 f"  {translation.words} (the guest was shown them, {host} lacks them)", err=True
+            )
+        if options.translate is not False and not known.module and not hosts.traps(host):
+            click.echo(
+                f"  nothing is translated from outside there: guests on {host} stop at no"
+                " breakpoint",
+                err=True,
             )
         with_module = known.replace(module=True)
         if verdict.blocking and not hosts.check(with_module, host, accepted=accepted).blocking:

@@ -12,7 +12,7 @@ import msgspec
 from isthmus.errors import IsthmusError, RefusedError
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor
-from isthmus.migration.hosts import Hosts, served, spawn_for, translation_for, unfinished
+from isthmus.migration.hosts import Hosts, spawn_for, translation_for, unfinished
 from isthmus.migration.record import guest_lock
 from isthmus.translate.cost import warning
 from isthmus.translate.outside import TranslatorStatus
@@ -72,6 +72,11 @@ async def attach(hosts: Hosts, name: str, *, warn_share: float | None = None) ->
                 f"{name}: its kernel's module translates inside the guest",
                 remedy="nothing has to be armed outside; its counters are in the guest's debugfs",
             )
+        if not hosts.traps(guest.host):
+            raise RefusedError(
+                f"{name}: guests on {guest.host} stop at no breakpoint",
+                remedy="load the module in its kernel: isthmus translate module --help",
+            )
         if guest.translator is not None and await _answers(guest):
             raise RefusedError(
                 f"{name}: the translator is armed already",
@@ -84,7 +89,7 @@ async def attach(hosts: Hosts, name: str, *, warn_share: float | None = None) ->
             )
         verdict = hosts.check(guest, guest.host)
         share = guest.warn_share if warn_share is None else warn_share
-        by = served(guest, translate=True)
+        by = hosts.served(guest, guest.host, translate=True)
         translation = translation_for(guest, verdict, by, warn_share=share) or Translation(
             placement=Placement.OUTSIDE, warn_share=share, level=guest.level_command
         )

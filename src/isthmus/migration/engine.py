@@ -19,7 +19,8 @@ import msgspec
 from qemu.qmp import EventListener
 
 from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
-from isthmus.hypervisor.qemu import process, stream
+from isthmus.hypervisor.qemu import process, stream, through_file
+from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.record import (
@@ -43,7 +44,8 @@ class Options(Value, frozen=True):
     outside the guest, which is armed if the findings need it: None as well, but where it can never
     be armed only a wish by name (True) is refused; ``rewrite`` then also rewrites the kernel's
     patch sites; ``warn_share``: above which share of a vCPU its cost is warned of, None: as before;
-    ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring).
+    ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring);
+    ``through``: a file that the guest goes through, standing still, instead of live.
     """
 
     bandwidth: int | None = None
@@ -53,6 +55,7 @@ class Options(Value, frozen=True):
     rewrite: bool = True
     warn_share: float | None = None
     channel: str = "unix"
+    through: Path | None = None
     lives_with_parent: bool = False
 
 
@@ -223,6 +226,9 @@ class _Run:
         await self.enter(Phase.MOVING)
         plan = self.journal.record.plan
         listening = await self.destination.listen(plan.channel)
+        if plan.deposit is not None:
+            await self._through_file(plan.deposit, listening)
+            return
         uri = plan.dial or listening
         source, destination = self.source.monitor, self.destination.monitor
         with source.events("STOP") as stops, destination.events("RESUME") as resumes:
@@ -244,6 +250,21 @@ class _Run:
                 moved_bytes=final.transferred,
             )
         )
+
+    async def _through_file(self, deposit: Deposit, listening: str) -> None:
+        """Write the guest, which is held, to a file, have it loaded, start the destination."""
+        begun = time.monotonic()
+        await self.source.hold()
+        saved = await through_file.save(
+            self.source.monitor,
+            deposit,
+            lambda transfer: self.observer(Progress(phase=Phase.MOVING, transfer=transfer)),
+        )
+        await through_file.load(self.destination.monitor, deposit, listening, saved)
+        await self.enter(Phase.SWITCHED)
+        await self._start()
+        took_ms = (time.monotonic() - begun) * 1000
+        self.journal.measure(Figures(total_ms=took_ms, downtime_ms=took_ms, moved_bytes=saved.size))
 
     async def _start(self) -> None:
         """Let the destination run.  The journal says so first: it may have run from here on."""
@@ -283,6 +304,7 @@ class _Run:
         await self.enter(Phase.COMMITTING)
         self.adopt(self.journal.record)
         await self.source.destroy()
+        self._forget_file()
         await self.enter(Phase.COMMITTED)
 
     async def settle(self, error: BaseException) -> None:
@@ -309,6 +331,9 @@ class _Run:
                 raise RolledBackError(
                     f"{why}; the guest runs on its source", remedy="nothing was lost"
                 ) from error
+        deposit = self.journal.record.plan.deposit
+        if deposit is not None and deposit.path.exists():
+            why += f"; what was saved of the guest is in {deposit.path}"
         self._note(Phase.UNDECIDED, f"{why}; {decision.reason}")
         raise UndecidedError(
             f"{why}; {decision.reason}",
@@ -387,7 +412,14 @@ class _Run:
             self.armed = None
         await self.destination.destroy()
         await self.source.resume()
+        self._forget_file()
         self._note(Phase.ROLLED_BACK)
+
+    def _forget_file(self) -> None:
+        """Remove what the guest went through, now that one copy of it is the guest."""
+        deposit = self.journal.record.plan.deposit
+        if deposit is not None:
+            deposit.remove()
 
     def _note(self, phase: Phase, why: str = "") -> None:
         """Enter a phase of putting things right: there, doing it matters more than writing it."""

@@ -22,6 +22,7 @@ from isthmus.hypervisor.qemu.guests import Guest, GuestStore, level_command
 from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
 from isthmus.hypervisor.qemu.render import cpu_argument
+from isthmus.hypervisor.qemu.through_file import Deposit, check_place
 from isthmus.migration import engine
 from isthmus.migration.preflight import Preflight, preflight
 from isthmus.migration.record import (
@@ -82,6 +83,30 @@ class Hosts:
         :returns: addresses as QEMU writes them; the second is empty if it is the first.
         """
         return "tcp:127.0.0.1:0" if channel == "tcp" else f"unix:{folder / 'stream.sock'}", ""
+
+    def deposit(self, path: Path, host: str, folder: Path, channel: tuple[str, str]) -> Deposit:  # noqa: ARG002
+        """How a guest goes through the file ``path`` to ``host``.
+
+        :param folder: of the process that will receive it.
+        :param channel: what :meth:`way` has said.
+        """
+        return Deposit(path=path, listen=f"unix:{folder / 'file.sock'}")
+
+    def traps(self, host: str) -> bool:  # noqa: ARG002  (QEMU stops at breakpoints itself)
+        """Whether guests on ``host`` stop at breakpoints, which the translator outside needs."""
+        return True
+
+    def served(self, guest: Guest, host: str, *, translate: bool) -> Service:
+        """Who would translate for the guest on ``host``.
+
+        :param translate: whether it may be done from outside.
+        """
+        return service(
+            module=guest.module,
+            outside=translate and self.traps(host),
+            avx="avx" in guest.shown.features,
+            vcpus=guest.spec.vcpus,
+        )
 
     async def start(
         self,
@@ -157,7 +182,7 @@ class Hosts:
         :param translate: whether the translator outside may be armed.
         :param rewrite: whether it may also rewrite the kernel's patch sites.
         """
-        by = served(guest, translate=translate)
+        by = self.served(guest, host, translate=translate)
         return self._judge(guest, host, by, accepted, rewrite=rewrite and translate)
 
     def _judge(
@@ -200,7 +225,7 @@ class Hosts:
                     f"{name}: migration {pending[0].stem} was cut short",
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
-            by = served(guest, translate=options.translate is not False)
+            by = self.served(guest, host, translate=options.translate is not False)
             rewrite = options.rewrite and options.translate is not False
             verdict = self._judge(guest, host, by, accepted, rewrite=rewrite)
             verdict.require()
@@ -240,6 +265,10 @@ class Hosts:
                 needed=needed,
             )
         channel, dial = self.way(host, folder, options.channel)
+        deposit = None
+        if options.through is not None:
+            check_place(options.through, guest.spec.memory_mib)
+            deposit = self.deposit(options.through, host, folder, (channel, dial))
         return Plan(
             id=new_id(),
             guest=guest.name,
@@ -252,6 +281,7 @@ class Hosts:
             ),
             channel=channel,
             dial=dial,
+            deposit=deposit,
             spec=msgspec.structs.replace(
                 guest.spec,
                 qemu=self.program(host, guest.spec.qemu),
@@ -263,16 +293,6 @@ class Hosts:
             rewrite=rewrite,
             translation=translation,
         )
-
-
-def served(guest: Guest, *, translate: bool) -> Service:
-    """Who would translate for the guest; ``translate``: whether it may be done from outside."""
-    return service(
-        module=guest.module,
-        outside=translate,
-        avx="avx" in guest.shown.features,
-        vcpus=guest.spec.vcpus,
-    )
 
 
 def translation_for(

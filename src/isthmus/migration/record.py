@@ -19,6 +19,7 @@ import msgspec
 
 from isthmus.errors import EnvironmentLackError, InputError, IsthmusError
 from isthmus.hypervisor.qemu.process import LaunchSpec, ProcessIdentity
+from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration.phases import FINAL, TRANSITIONS, Phase
 from isthmus.translate.placement import Translation
 from isthmus.translate.rewrite.record import RewriteOrder
@@ -51,7 +52,8 @@ class Plan(Value, frozen=True):
     ``channel`` is the address of the stream, as QEMU writes it: a UNIX socket in a private folder;
     ``dial`` where the source reaches it, if that is another address.
     ``rewrite``: what to rewrite in the guest before it runs there, or to put back;
-    ``translation``: what is translated for it there, and by which placement, None: nothing.
+    ``translation``: what is translated for it there, and by which placement, None: nothing;
+    ``deposit``: the file that it goes through, None: it goes live.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Plan(Value, frozen=True):
     rewrite: RewriteOrder | None = None
     translation: Translation | None = None
     dial: str = ""
+    deposit: Deposit | None = None
     schema: int = SCHEMA_VERSION
 
 
@@ -82,7 +85,8 @@ class Figures(Value, frozen=True):
 
     ``total_ms`` from QEMU's start of the precopy to its end; ``downtime_ms`` as QEMU measures it at
     the source; ``stopped_ms`` between QEMU's own time stamps of the source's STOP and the
-    destination's RESUME, so including what we add; ``moved_bytes`` on the wire.
+    destination's RESUME, so including what we add; ``moved_bytes`` on the wire.  Through a file
+    the first two are the time from the source's stop to the destination's start.
     """
 
     total_ms: float = 0.0

@@ -143,6 +143,13 @@ class Source(_End):
             downtime_limit_ms=0 if self._emulated else downtime_limit_ms,
         )
 
+    async def hold(self) -> None:
+        """Let the guest stand still; its state stays whole."""
+        if self.translator is not None:
+            await self.translator.hold()
+        else:
+            await self.monitor.execute("stop")
+
     async def send(self, uri: str, progress: Callable[[stream.Transfer], None]) -> None:
         """Send the guest; on return both copies stand still and the destination has it all.
 

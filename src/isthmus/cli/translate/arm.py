@@ -48,7 +48,7 @@ def attach(guest: str, warn_share: float | None, qemu: str, as_json: bool) -> No
 
     async def work() -> arming.Attached:
         known = lab.store().read(guest)
-        hosts = await lab.hosts(qemu, known.spec.accelerator)
+        hosts = await lab.hosts(qemu, known.spec.accelerator, among=(known.host,))
         return await arming.attach(hosts, guest, warn_share=warn)
 
     done = lab.run(work())

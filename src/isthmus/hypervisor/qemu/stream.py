@@ -103,7 +103,7 @@ async def prepare_source(
         the guest and send what was written meanwhile (migration/migration.c: the threshold under
         which it looks at the dirty pages again is limit times bandwidth, so never).
     """
-    await _capabilities(source, {"events": True, "return-path": True})
+    await set_capabilities(source, {"events": True, "return-path": True})
     limits: dict[str, object] = {}
     if bandwidth is not None:
         limits["max-bandwidth"] = bandwidth
@@ -118,7 +118,7 @@ async def listen(destination: Monitor, uri: str) -> str:
 
     A ``tcp:HOST:0`` gets its port from the system.
     """
-    await _capabilities(destination, {"events": True})
+    await set_capabilities(destination, {"events": True})
     await destination.execute("migrate-incoming", {"uri": uri})
     if not uri.startswith("tcp:"):
         return uri
@@ -143,7 +143,7 @@ async def send(
     :raises MonitorGoneError: the source cannot be spoken to any more.
     """
     with source.events("MIGRATION") as events:
-        await _capabilities(source, {"pause-before-switchover": still})
+        await set_capabilities(source, {"pause-before-switchover": still})
         try:
             await (_begin_still(source, uri) if still else _begin(source, uri))
         except CommandRefusedError as error:
@@ -228,7 +228,8 @@ async def _poll(source: Monitor, progress: Callable[[Transfer], None]) -> str:
             return transfer.status
 
 
-async def _capabilities(monitor: Monitor, wanted: dict[str, bool]) -> None:
+async def set_capabilities(monitor: Monitor, wanted: dict[str, bool]) -> None:
+    """Switch capabilities of the migration on or off; the others stay."""
     await monitor.execute(
         "migrate-set-capabilities",
         {"capabilities": [{"capability": name, "state": on} for name, on in wanted.items()]},

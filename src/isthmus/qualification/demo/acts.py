@@ -4,6 +4,7 @@ Both use the migration core as ``isthmus migrate`` does, over TCP.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -24,18 +25,14 @@ from isthmus.qualification.demo.result import (
     spread,
 )
 from isthmus.qualification.demo.stage import end_processes
+from isthmus.qualification.demo.work import Work, work_at_home, work_for
 from isthmus.qualification.payload.build import instruction_groups
 from isthmus.qualification.payload.verdict import Verdict
-from isthmus.translate.outside import TranslatorStatus
-from isthmus.translate.service import TranslatorClient
-from isthmus.translate.table import translatable
+from isthmus.translate.table import Placement, translatable
 
 MOVES = 10
-PATIENCE_S = 20.0
+KVM_MOVES = 2  # there and back; on lab hosts one move takes 6 to 20 s
 STAY_TICKS = 5  # rounds of the payload's checks between two moves
-ABROAD_S = 3.0  # how long the translated guest works abroad
-LOAD = {"beat_ms": 10, "memory_mib": 64, "rewrite_kib": 4096}
-"""The levelled guest's payload: 4 MiB of memory are written anew ten times a second."""
 
 
 class _Journey:
@@ -59,9 +56,21 @@ class _Journey:
         left = play.clock()
         # QEMU's own bandwidth and downtime limits on purpose.  With 1 GiB/s and 40 ms QEMU 7.2's
         # TCG now and then loses a guest's write (docs/demo.md), which no migration can cure.
-        options = Options(channel="tcp", translate=translate, lives_with_parent=True)
+        options = Options(
+            channel="tcp",
+            translate=translate,
+            downtime_limit_ms=play.stage.pace.downtime_limit_ms,
+            verify_s=play.stage.pace.verify_s,
+            lives_with_parent=True,
+        )
         try:
-            record = await hosts.move(self.name, host, options, observer=play.display.progress)
+            record = await hosts.move(
+                self.name,
+                host,
+                options,
+                accepted=play.stage.accepted,
+                observer=play.display.progress,
+            )
         except IsthmusError:
             pass_on_interrupt()
             raise
@@ -69,7 +78,7 @@ class _Journey:
         guest = hosts.store.read(self.name)
         incoming = guest.spec.arguments(guest.process.directory, incoming=True)
         self.commands.setdefault(host, tuple(incoming))
-        await play.stage.up(guest.process, ticks=STAY_TICKS, patience_s=PATIENCE_S)
+        await play.stage.up(guest.process, ticks=STAY_TICKS, patience_s=play.stage.pace.arrive_s)
         self.moves[-1] = self._timed(self.moves[-1])
 
     def _arrived(self, record: MigrationRecord, left: float) -> None:
@@ -101,16 +110,10 @@ class _Journey:
         """Show the last move, now that all is known of it."""
         self.play.display.moved(self.moves[-1])
 
-    async def translator(self) -> TranslatorStatus | None:
-        """What the translator has done where the guest is now; None where there is none."""
-        folder = self.play.stage.hosts.store.read(self.name).translator
-        if folder is None:
-            return None
-        client = await TranslatorClient.connect(folder)
-        try:
-            return await client.status()
-        finally:
-            await client.close()
+    @property
+    def guest(self) -> Guest:
+        """The guest where it is now."""
+        return self.play.stage.hosts.store.read(self.name)
 
     async def end(
         self,
@@ -155,7 +158,7 @@ async def levelled(play: Play, moves: int = MOVES) -> ActResult:
     guest = await play.stage.hosts.start(
         "levelled",
         play.source,
-        play.stage.machine(**LOAD),
+        play.stage.machine(**play.stage.load),
         shown=play.baseline.model,
         lives_with_parent=True,
     )
@@ -189,36 +192,40 @@ async def translated(play: Play) -> ActResult:
     begun = play.clock()
     born, abroad = play.offers
     # The program leaves alone what is lost and cannot be translated: that is no cure's business.
-    covered = translatable(avx="avx" in born.features)
+    inside = not play.stage.hosts.traps(play.destination)
+    placement = Placement.INSIDE if inside else Placement.OUTSIDE
+    covered = translatable(placement, avx="avx" in born.features)
     left_alone = (instruction_groups() & born.features) - abroad.features - covered
     tests = (instruction_groups() & born.features) - left_alone
     play.display.step(f"booting a guest on {play.source}, not levelled")
     guest = await play.stage.hosts.start(
         "translated",
         play.source,
-        play.stage.machine(test=",".join(sorted(tests))),
+        (play.stage.served_machine if inside else play.stage.machine)(test=",".join(sorted(tests))),
+        module=inside,
         lives_with_parent=True,
     )
-    preflight = play.stage.hosts.check(guest, play.destination)
+    preflight = play.stage.hosts.check(guest, play.destination, accepted=play.stage.accepted)
     journey = _Journey(play, guest, begun)
     problem: IsthmusError | str | None = None
-    work: TranslatorStatus | None = None
+    work: Work | None = None
     try:
         await play.stage.up(guest.process)
-        play.display.step(f"moving it to {play.destination}, translator armed")
+        armed = "with the translator in its kernel" if inside else "translator armed"
+        play.display.step(f"moving it to {play.destination}, {armed}")
         await journey.move(play.destination, translate=True)
         play.display.step(f"at work on {play.destination}, translated")
-        await asyncio.sleep(ABROAD_S)
-        work = await journey.translator()
+        work = await _at_work(journey, needed=preflight.needs_translation)
         journey.moves[-1] = _counted(journey.moves[-1], work)
         journey.tell()
         play.display.step(f"moving it home to {play.source}")
         await journey.move(play.source, translate=True)
-        at_home = await journey.translator()
+        at_home = await work_at_home(journey.guest, patience_s=play.stage.pace.arrive_s)
         journey.moves[-1] = _counted(journey.moves[-1], at_home)
         journey.tell()
-        if at_home is not None and at_home.traps:
-            problem = f"the translator did not go quiet at home: {at_home.traps} traps"
+        if at_home is not None and (at_home.translated or at_home.passed):
+            did = sum(at_home.translated.values()) + (at_home.passed or 0)
+            problem = f"the translator did not go quiet at home: {did} traps"
     except IsthmusError as error:
         problem = error
     if problem is None and preflight.needs_translation and not (work and work.translated):
@@ -226,34 +233,58 @@ async def translated(play: Play) -> ActResult:
     may_lose = born.features - preflight.shown.features
     result, _ = await journey.end(ActName.TRANSLATED, problem, may_lose=may_lose)
     result = msgspec.structs.replace(result, findings=preflight.findings)
-    return result if not result.ok else _cured(result, work, left_alone)
+    return result if not result.ok else _cured(result, work, left_alone, inside=inside)
+
+
+async def _at_work(journey: _Journey, *, needed: bool) -> Work | None:
+    """Let the guest work abroad; what the translator has done for it by then.
+
+    :param needed: wait on until it has done something, for as long as an arrival may take.
+    """
+    pace = journey.play.stage.pace
+    deadline = time.monotonic() + pace.arrive_s
+    while True:
+        await asyncio.sleep(pace.abroad_s)
+        work = await work_for(journey.guest)
+        if not needed or (work and work.translated) or time.monotonic() > deadline:
+            return work
 
 
 def _cured(
-    result: ActResult, work: TranslatorStatus | None, left_alone: frozenset[str]
+    result: ActResult, work: Work | None, left_alone: frozenset[str], *, inside: bool
 ) -> ActResult:
     if work is None or not work.translated:
         headline = "alive and correct; nothing that it uses was missing, so nothing was translated"
         return msgspec.structs.replace(result, headline=headline)
     count = sum(work.translated.values())
+    each = f" {work.us_per_instruction:.0f} µs each," if work.us_per_instruction else ""
     spared = f" The program leaves {', '.join(sorted(left_alone))} alone." if left_alone else ""
+    own = ""
+    if work.passed is not None:
+        own = f" {work.passed} traps were the guest's own affair (UD2) and reached it untouched."
     return msgspec.structs.replace(
         result,
-        headline=f"alive and correct there and back; {count} instructions were translated,"
-        f" {work.us_per_instruction:.0f} µs each, none at home",
-        explanation="Each missing instruction stops the guest at its #UD entry; the translator does"
-        f" the instruction's work and lets it go on. {work.passed} traps were the guest's own"
-        f" affair (UD2) and reached it untouched.{spared}",
+        headline=f"alive and correct there and back; {count} instructions were translated,{each}"
+        " none at home",
+        explanation=f"{_HOW_INSIDE if inside else _HOW_OUTSIDE}{own}{spared}",
     )
 
 
-def _counted(move: MoveResult, work: TranslatorStatus | None) -> MoveResult:
+_HOW_OUTSIDE = (
+    "Each missing instruction stops the guest at its #UD entry; the translator does the"
+    " instruction's work and lets it go on."
+)
+_HOW_INSIDE = (
+    "Each missing instruction raises #UD in the guest; the module in its kernel does the"
+    " instruction's work. Nothing is armed outside: guests on that host stop at no breakpoint."
+)
+
+
+def _counted(move: MoveResult, work: Work | None) -> MoveResult:
     if work is None:
         return move
     return msgspec.structs.replace(
-        move,
-        translated=work.translated,
-        us_per_instruction=work.us_per_instruction if work.translated else None,
+        move, translated=work.translated, us_per_instruction=work.us_per_instruction
     )
 
 

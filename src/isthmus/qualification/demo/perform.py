@@ -1,5 +1,6 @@
 """The demo from beginning to end: three acts on one stage, told to a display as they happen."""
 
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Collection
@@ -13,15 +14,20 @@ from isthmus.hypervisor.qemu.engine import Trial
 from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.render import cpu_argument
 from isthmus.qualification.demo import acts
+from isthmus.qualification.demo.kvm_stage import host_names, open_kvm
 from isthmus.qualification.demo.plain import without
 from isthmus.qualification.demo.play import Display, Play
 from isthmus.qualification.demo.result import ActName, ActResult, DemoResult, HostFacts
 from isthmus.qualification.demo.stage import Stage, choose_engine
+from isthmus.qualification.kvm.host import host_model
 from isthmus.values import Value
 
 
 class Script(Value, frozen=True):
-    """What to perform: the pair, how many moves in act two, which acts."""
+    """What to perform: the pair, how many moves in act two, which acts.
+
+    ``kvm``: the pair are lab hosts with real KVM, else CPU models that QEMU plays.
+    """
 
     source: str
     destination: str
@@ -30,6 +36,7 @@ class Script(Value, frozen=True):
     qemu: str = DEFAULT_NAME
     engine: str = "auto"
     kernel: str | None = None
+    kvm: bool = False
 
 
 class Plan(Value, frozen=True):
@@ -51,8 +58,11 @@ async def planned(script: Script) -> Plan:
     :raises EnvironmentLackError: this machine lacks something.
     """
     qemu = find_qemu(script.qemu)
-    trial, cpus = await choose_engine(qemu, (script.source, script.destination), script.engine)
-    return _plan(script, trial, cpus)
+    if script.kvm:
+        return _planned_on_lab_hosts(script, qemu.version_text)
+    pair = (script.source, script.destination)
+    trial, cpus = await choose_engine(qemu, pair, script.engine)
+    return _plan(trial, cpus, (cpus.offered(pair[0]), cpus.offered(pair[1])))
 
 
 async def perform(script: Script, display: Display, *, cache: Path) -> DemoResult:
@@ -63,29 +73,18 @@ async def perform(script: Script, display: Display, *, cache: Path) -> DemoResul
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     begun = time.monotonic()
-    async with Stage.open(
-        (script.source, script.destination),
-        qemu=script.qemu,
-        engine=script.engine,
-        kernel=script.kernel,
-        cache=cache,
-        progress=display.step,
-    ) as stage:
+    pair = (script.source, script.destination)
+    async with _stage(script, display, cache) as stage:
         ready = time.monotonic()
-        play = Play(
-            stage,
-            script.source,
-            script.destination,
-            display,
-            clock=lambda: time.monotonic() - ready,
-        )
+        source, destination = host_names(pair) if script.kvm else pair
+        play = Play(stage, source, destination, display, clock=lambda: time.monotonic() - ready)
         done: list[ActResult] = []
         for name in ActName:
             if name in script.only:
                 display.act(name)
                 done.append(await _act(play, name, script))
                 display.ended(done[-1])
-        plan = _plan(script, stage.engine, stage.hosts.cpus)
+        plan = _plan(stage.engine, stage.hosts.cpus, play.offers)
         return DemoResult(
             ok=all(act.ok for act in done),
             isthmus=__version__,
@@ -104,6 +103,24 @@ async def perform(script: Script, display: Display, *, cache: Path) -> DemoResul
         )
 
 
+def _stage(
+    script: Script, display: Display, cache: Path
+) -> contextlib.AbstractAsyncContextManager[Stage]:
+    pair = (script.source, script.destination)
+    if script.kvm:
+        return open_kvm(
+            pair, qemu=script.qemu, kernel=script.kernel, cache=cache, progress=display.step
+        )
+    return Stage.open(
+        pair,
+        qemu=script.qemu,
+        engine=script.engine,
+        kernel=script.kernel,
+        cache=cache,
+        progress=display.step,
+    )
+
+
 async def _act(play: Play, name: ActName, script: Script) -> ActResult:
     if name is ActName.WITHOUT:
         return await without(play)
@@ -112,8 +129,8 @@ async def _act(play: Play, name: ActName, script: Script) -> ActResult:
     return await acts.translated(play)
 
 
-def _plan(script: Script, trial: Trial, cpus: QemuCpus) -> Plan:
-    source, destination = cpus.offered(script.source), cpus.offered(script.destination)
+def _plan(trial: Trial, cpus: QemuCpus, offers: tuple[CpuModel, CpuModel]) -> Plan:
+    source, destination = offers
     baseline: Baseline = level([source, destination])
     return Plan(
         engine=trial.accelerator.value,
@@ -123,6 +140,24 @@ def _plan(script: Script, trial: Trial, cpus: QemuCpus) -> Plan:
         destination=_facts(destination, source),
         level=cpu_argument(baseline.model, cpus.named),
         level_reasons=baseline.reasons,
+    )
+
+
+def _planned_on_lab_hosts(script: Script, qemu: str) -> Plan:
+    """What is known before the hosts are up: what they offer is then asked of their KVM."""
+    pair = (script.source, script.destination)
+    source, destination = (
+        HostFacts(name=name, vendor=model.maker, brand=f"{model.emulator}: {model.cpu}", only=())
+        for name, model in zip(host_names(pair), map(host_model, pair), strict=True)
+    )
+    return Plan(
+        engine="kvm",
+        engine_reason="lab hosts, each an emulated machine with the KVM of its maker",
+        qemu=qemu,
+        source=source,
+        destination=destination,
+        level="asked of both hosts when they are up",
+        level_reasons=(),
     )
 
 

@@ -17,6 +17,7 @@ from isthmus.hypervisor.qemu.binary import versioned_pc_machine
 from isthmus.hypervisor.qemu.monitor import Monitor, MonitorGoneError
 from isthmus.hypervisor.qemu.stream import Transfer, measured
 from isthmus.qualification.demo.listener import Listener
+from isthmus.qualification.demo.pace import QUICK, Pace
 from isthmus.qualification.demo.play import Play
 from isthmus.qualification.demo.result import (
     FAILED_IN_GUEST,
@@ -34,11 +35,6 @@ from isthmus.values import Value
 TICK_MS = 50
 LIVES_TICKS = 60
 """So many rounds of checks on the destination without a death: it lives."""
-WATCH_S = 30.0
-HUNG_S = 8.0
-SETTLE_S = 0.6
-"""A death's dump is complete when nothing has been printed for so long."""
-MOVE_TIMEOUT_S = 60.0
 _KINDS = {
     Kind.PANIC: Outcome.PANIC,
     Kind.OOPS: Outcome.OOPS,
@@ -57,13 +53,13 @@ class Fate(Value, frozen=True):
 async def without(play: Play) -> ActResult:
     """Boot a guest on the source, migrate it by plain QMP, watch what happens to it."""
     begun = play.clock()
-    source, destination = play.source, play.destination
+    source, destination, hosts = play.source, play.destination, play.stage.hosts
     machine = play.stage.machine(tick_ms=TICK_MS)
     spec = process.LaunchSpec(
-        qemu=play.stage.hosts.qemu.path,
-        accelerator=play.stage.hosts.accelerator,
-        machine=versioned_pc_machine(play.stage.hosts.qemu),
-        cpu=source,
+        qemu=hosts.hypervisor(source).path,
+        accelerator=hosts.accelerator,
+        machine=versioned_pc_machine(hosts.hypervisor(source)),
+        cpu=play.stage.unlevelled(source),
         vcpus=machine.vcpus,
         memory_mib=machine.memory_mib,
         kernel=machine.kernel,
@@ -77,14 +73,19 @@ async def without(play: Play) -> ActResult:
     listener = Listener(folder)
     await play.stage.up(here)
     there = await process.start(
-        msgspec.structs.replace(spec, cpu=destination),
+        msgspec.structs.replace(
+            spec,
+            qemu=hosts.hypervisor(destination).path,
+            cpu=play.stage.unlevelled(destination),
+        ),
         folder / "1",
         incoming=True,
         lives_with_parent=True,
     )
     play.display.step(f"moving it to {destination} with plain QMP")
     left = play.clock()
-    transfer = await move_by_hand(here, there)
+    way = hosts.way(destination, there.directory, "unix")
+    transfer = await move_by_hand(here, there, way, pace=play.stage.pace)
     arrived = play.clock()
     move = MoveResult(
         number=1,
@@ -98,7 +99,7 @@ async def without(play: Play) -> ActResult:
     if transfer.status == "completed":
         play.display.moved(move)
         play.display.step(f"watching it on {destination}")
-        fate = await watch_fate(there, listener)
+        fate = await watch_fate(there, listener, play.stage.pace)
     else:
         fate = Fate(
             outcome=Outcome.NOT_MOVED,
@@ -134,20 +135,28 @@ async def without(play: Play) -> ActResult:
     )
 
 
-async def move_by_hand(here: process.QemuProcess, there: process.QemuProcess) -> Transfer:
+async def move_by_hand(
+    here: process.QemuProcess,
+    there: process.QemuProcess,
+    way: tuple[str, str],
+    *,
+    pace: Pace = QUICK,
+) -> Transfer:
     """What a user types: migrate-incoming there, migrate here, wait, cont there.
 
     A move that QEMU gives up has its reason in ``error``.
+
+    :param way: where the destination listens and what the source dials, see ``Hosts.way``.
     """
-    uri = f"unix:{there.directory / 'stream.sock'}"
+    listen, dial = way
     async with Monitor.session(here.qmp) as mine, Monitor.session(there.qmp) as theirs:
-        await theirs.execute("migrate-incoming", {"uri": uri})
-        await mine.execute("migrate", {"uri": uri})
-        deadline = time.monotonic() + MOVE_TIMEOUT_S
+        await theirs.execute("migrate-incoming", {"uri": listen})
+        await mine.execute("migrate", {"uri": dial or listen})
+        deadline = time.monotonic() + pace.move_s
         transfer = await measured(mine)
         while transfer.status not in {"completed", "failed"}:
             if time.monotonic() > deadline:
-                raise HypervisorError(f"plain QMP did not move the guest in {MOVE_TIMEOUT_S:g} s")
+                raise HypervisorError(f"plain QMP did not move the guest in {pace.move_s:g} s")
             await asyncio.sleep(0.02)
             transfer = await measured(mine)
         if transfer.status == "completed":
@@ -166,9 +175,9 @@ async def _loaded(monitor: Monitor, deadline: float) -> None:
         await asyncio.sleep(0.005)
 
 
-async def watch_fate(there: process.QemuProcess, listener: Listener) -> Fate:
+async def watch_fate(there: process.QemuProcess, listener: Listener, pace: Pace = QUICK) -> Fate:
     """Watch the guest until it dies, hangs, or has lived for long enough."""
-    deadline = time.monotonic() + WATCH_S
+    deadline = time.monotonic() + pace.watch_s
     heard, heard_at = 0, time.monotonic()
     async with Monitor.session(there.observe) as monitor:
         while time.monotonic() < deadline:
@@ -176,15 +185,15 @@ async def watch_fate(there: process.QemuProcess, listener: Listener) -> Fate:
             reports = there.payload.read_bytes()
             death = find_death(there.console.read_bytes())
             if death is not None or b" death " in reports:
-                return await _dead(there)
+                return await _dead(there, pace)
             state = await monitor.status()
             if state != "running":
-                return await _dead(there, otherwise=f"the guest is {state}")
+                return await _dead(there, pace, otherwise=f"the guest is {state}")
             if reports.count(b" tick ") >= LIVES_TICKS:
                 break
             if len(reports) != heard:
                 heard, heard_at = len(reports), time.monotonic()
-            elif time.monotonic() - heard_at > HUNG_S:
+            elif time.monotonic() - heard_at > pace.hung_s:
                 return Fate(outcome=Outcome.HUNG, headline=await _hung(monitor))
     wrong = [fault for fault in listener.verdict().faults if fault.kind not in {"cpuid", "death"}]
     if wrong:
@@ -193,11 +202,11 @@ async def watch_fate(there: process.QemuProcess, listener: Listener) -> Fate:
     return Fate(outcome=Outcome.LIVED, headline="the guest lives and computes as before")
 
 
-async def _dead(there: process.QemuProcess, *, otherwise: str = "") -> Fate:
+async def _dead(there: process.QemuProcess, pace: Pace, *, otherwise: str = "") -> Fate:
     """The death, when all of it has been printed."""
     size = -1
     while size != (size := there.console.stat().st_size):  # noqa: ASYNC110  (a file tells nobody)
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(pace.settle_s)
     death = find_death(there.console.read_bytes())
     if death is not None:
         killed = death.kind is Kind.KILLED_BY_SIGNAL

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -24,20 +24,44 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
 from isthmus.migration.hosts import Hosts, Machine
 from isthmus.places import run_folder
+from isthmus.qualification.demo.pace import QUICK, Pace
 from isthmus.qualification.lab.image import GuestImage, build_image, command_line
 
-BOOT_TIMEOUT_S = 90.0
 POLL_S = 0.02
 
 
 class Stage:
     """Everything the acts need; use as ``async with Stage.open(…) as stage``."""
 
-    def __init__(self, hosts: Hosts, image: GuestImage, engine: Trial, folder: Path) -> None:
+    accepted: frozenset[str] = frozenset()
+    """Rules whose risk the demo takes, since its guests have nothing that they are about."""
+
+    clock = "tsc"
+    """The clock source of its guests."""
+
+    memory_mib = 256
+
+    payload: Mapping[str, object] = {}
+    """Options of every guest's payload, where an act does not say otherwise."""
+
+    load: Mapping[str, object] = {"beat_ms": 10, "memory_mib": 64, "rewrite_kib": 4096}
+    """The levelled guest's payload: 4 MiB of memory are written anew ten times a second."""
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        image: GuestImage,
+        engine: Trial,
+        folder: Path,
+        pace: Pace = QUICK,
+        served: GuestImage | None = None,
+    ) -> None:
         self.hosts = hosts
         self.image = image
+        self.served = served or image
         self.engine = engine
         self.folder = folder
+        self.pace = pace
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -61,30 +85,43 @@ class Stage:
         trial, cpus = await choose_engine(binary, pair, engine)
         progress("looking for the guest image")
         image = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
-        with _own_folder() as folder:
+        with own_folder() as folder:
             store = GuestStore(folder / "state", folder)
             yield cls(Hosts(binary, trial.accelerator, cpus, store), image, trial, folder)
 
     def offered(self, host: str) -> CpuModel:
         """What the host of that name truly offers."""
-        return self.hosts.cpus.offered(host)
+        return self.hosts.offered(host)
+
+    def unlevelled(self, host: str) -> str:
+        """QEMU's ``-cpu`` for a guest that sees all that the host of that name offers."""
+        return host
 
     def machine(self, **options: object) -> Machine:
         """The lab guest, with options for its payload."""
+        return self._machine(self.image, options)
+
+    def served_machine(self, **options: object) -> Machine:
+        """The same with the translator's module in its kernel, whose counters it prints."""
+        return self._machine(self.served, options)
+
+    def _machine(self, image: GuestImage, options: Mapping[str, object]) -> Machine:
         return Machine(
-            kernel=self.image.kernel,
-            initrd=self.image.initrd,
-            command_line=command_line(options),
+            kernel=image.kernel,
+            initrd=image.initrd,
+            command_line=command_line({**self.payload, **options}, clock=self.clock),
+            memory_mib=self.memory_mib,
         )
 
     async def up(
-        self, running: process.QemuProcess, *, ticks: int = 2, patience_s: float = BOOT_TIMEOUT_S
+        self, running: process.QemuProcess, *, ticks: int = 2, patience_s: float | None = None
     ) -> None:
         """Wait until the payload has ticked ``ticks`` times in this process.
 
+        :param patience_s: for how long; as for a boot if None.
         :raises IsthmusError: it does not; tells of its death, or the console's last line.
         """
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + (self.pace.boot_s if patience_s is None else patience_s)
         while time.monotonic() < deadline and running.alive():
             if running.payload.exists() and running.payload.read_bytes().count(b" tick ") >= ticks:
                 return
@@ -138,7 +175,7 @@ async def _cpus(binary: QemuBinary, accelerator: Accelerator, pair: tuple[str, s
 
 
 @contextlib.contextmanager
-def _own_folder() -> Iterator[Path]:
+def own_folder() -> Iterator[Path]:
     """A folder whose processes are ended, and which is removed, when the block is left."""
     run = process.private_directory(run_folder())
     folder = Path(tempfile.mkdtemp(prefix="demo-", dir=run))

@@ -21,7 +21,7 @@ from isthmus.qualification.exercise.build import build_exercise
 from isthmus.qualification.exercise.encodings import NEED_NOT_TRAP, Encoding, encodings
 from isthmus.qualification.exercise.rounds import died, differences, rounds
 from isthmus.qualification.lab.image import GuestImage, build_image, command_line
-from isthmus.qualification.lab.initramfs import file, folder
+from isthmus.qualification.lab.initramfs import Entry, file, folder
 from isthmus.qualification.payload.verdict import judge
 from isthmus.translate.service import TranslatorClient
 from isthmus.translate.table import Placement
@@ -96,9 +96,14 @@ def image(cache: Path, *, inside: bool = False) -> GuestImage:
             folder("beside"),
             file("beside/exercise", _START, executable=True),
             file("bin/exercise", program, executable=True),
-            *([file("beside/count", _COUNT, executable=True)] if inside else []),
+            *(counting() if inside else []),
         ],
     )
+
+
+def counting() -> tuple[Entry, ...]:
+    """What makes a guest print the module's counters each second, beside its payload."""
+    return folder("beside"), file("beside/count", _COUNT, executable=True)
 
 
 def runnable(on: CpuModel) -> tuple[Encoding, ...]:
@@ -243,17 +248,20 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
 
 def counted(text: str) -> dict[str, int]:
     """What the module in a guest has translated by the last count on its console, by mnemonic."""
-    last = {}
+    found = counts(text)
+    return found[-1] if found else {}
+
+
+def counts(text: str) -> list[dict[str, int]]:
+    """Each count of the module in a guest on its console: what it has translated, by mnemonic."""
+    found = []
     for line in text.split("\n"):
         match = _COUNTED.search(line)
         if match:
             words = match[1].split()
-            last = {
-                name: int(count)
-                for name, count in zip(words[::2], words[1::2], strict=True)
-                if name.isupper()
-            }
-    return last
+            pairs = zip(words[::2], words[1::2], strict=True)
+            found.append({name: int(count) for name, count in pairs if name.isupper()})
+    return found
 
 
 async def _translated(hosts: Hosts, name: str) -> dict[str, int]:

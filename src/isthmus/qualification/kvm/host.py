@@ -36,6 +36,9 @@ from isthmus.values import Value, from_json, read_value, to_json
 
 MEMORY_MIB = 1024
 BOOT_TIMEOUT_S = 600.0
+REPORT_S = 10.0
+"""How often a boot that takes long is told of."""
+
 RECIPE = "3"  # a change in how a host is started that older frozen ones do not have
 STREAM_PORTS = tuple(range(4440, 4444))
 """Where QEMUs in a host listen for guests that come.  With the agent that is all Bochs forwards."""
@@ -47,13 +50,18 @@ GATEWAY = "10.0.2.2"
 
 
 class HostModel(Value, frozen=True):
-    """A kind of lab host: its maker (CPUID's vendor), what emulates it, and as what."""
+    """A kind of lab host: its maker (CPUID's vendor), what emulates it, and as what.
+
+    ``traps``: whether KVM's guest debugging stops guests there, so that translation from outside
+    is possible.
+    """
 
     name: str
     maker: str
     emulator: str
     cpu: str
     about: str
+    traps: bool = True
 
 
 class _Models(Value, frozen=True, forbid_unknown_fields=True):
@@ -162,7 +170,7 @@ async def up(
     try:
         if restored:
             await _wake(running)
-        await _answering(running, channel)
+        await _answering(running, channel, progress)
         await channel.set_clock(time.time())
         facts = await _facts(channel)
         if model.emulator == "qemu" and not restored:
@@ -300,9 +308,14 @@ async def _wake(running: QemuProcess) -> None:
         await monitor.execute("cont")
 
 
-async def _answering(running: QemuProcess, channel: Channel) -> None:
-    deadline = time.monotonic() + BOOT_TIMEOUT_S
-    while time.monotonic() < deadline:
+async def _answering(
+    running: QemuProcess, channel: Channel, progress: Callable[[str], None]
+) -> None:
+    begun = told = time.monotonic()
+    while (now := time.monotonic()) < begun + BOOT_TIMEOUT_S:
+        if now - told > REPORT_S:
+            told = now
+            progress(f"{channel.host}: still booting, {now - begun:.0f} s")
         if not running.alive():
             raise HypervisorError(
                 f"{channel.host}: its emulator ended: {process.last_words(running.messages)}"

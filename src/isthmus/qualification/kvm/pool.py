@@ -18,6 +18,7 @@ from isthmus.hypervisor.qemu.binary import QemuBinary, find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import QemuCpus, read_cpus
+from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration.hosts import Hosts
 from isthmus.places import run_folder
 from isthmus.qualification.kvm.host import GATEWAY, STREAM_PORTS, LabHost
@@ -61,6 +62,20 @@ class LabHosts(Hosts):
     def program(self, host: str, home: Path) -> Path:  # noqa: ARG002
         """Each host has a QEMU of its own."""
         return self.hypervisor(host).path
+
+    def deposit(self, path: Path, host: str, folder: Path, channel: tuple[str, str]) -> Deposit:  # noqa: ARG002
+        """By TCP, as hosts of a data centre would send it: this machine is their gateway."""
+        return Deposit(
+            path=path,
+            listen="tcp:127.0.0.1:0",
+            gateway=GATEWAY,
+            feed=channel[1].replace(GATEWAY, "127.0.0.1"),
+        )
+
+    def traps(self, host: str) -> bool:
+        """By its kind: QEMU's emulation of SVM lets no breakpoint stop a guest."""
+        self._of(host)
+        return self.hosts[host].model.traps
 
     def way(self, host: str, folder: Path, channel: str) -> tuple[str, str]:  # noqa: ARG002
         """A port of the host, and where the other hosts find it."""
