@@ -61,7 +61,7 @@ class Lowering(Value, frozen=True):
 class Demand(Value, frozen=True):
     """What a guest that is not halted needs: its maker and features at its last boot.
 
-    Both may be empty, where XAPI does not know them: then it compares nothing.
+    Both may be empty, where XAPI does not know them.  It compares nothing then; we refuse.
     """
 
     vendor: str
@@ -172,13 +172,10 @@ def moving(guest: Demand, host: HostCpu, *, into: Level | None = None) -> tuple[
                 f" {host.vendor or 'an unknown maker'}",
             )
         )
-    if not offered:
-        found.append(
-            Obstacle(
-                rule=FEATURES_UNKNOWN,
-                text=f"{host.name} does not say what it offers a guest of this kind",
-            )
-        )
+    if not offered or not guest.features:
+        who = host.name if not offered else "the pool"
+        what = "it offers a guest of this kind" if not offered else "the guest was started with"
+        found.append(Obstacle(rule=FEATURES_UNKNOWN, text=f"{who} does not say what {what}"))
     elif any(lacks := missing(guest.features, offered)):
         found.append(
             Obstacle(
@@ -213,7 +210,7 @@ def _island(guest: Demand, host: HostCpu, into: Level) -> Obstacle | None:
 
 def joining(host: HostCpu, pool: Level) -> Joining:
     """What it would mean that ``host`` joins ``pool``."""
-    obstacles = ()
+    obstacles: tuple[Obstacle, ...] = ()
     if host.vendor != pool.vendor:
         obstacles = (
             Obstacle(

@@ -24,7 +24,7 @@ import msgspec
 from XenAPI import XenAPI
 
 from isthmus import __version__
-from isthmus.errors import HypervisorError, InputError
+from isthmus.errors import HypervisorError, InputError, IsthmusError
 from isthmus.hypervisor.xapi.address import Address
 from isthmus.hypervisor.xapi.credentials import CACERT, Login, login_for
 from isthmus.hypervisor.xapi.failures import (
@@ -112,12 +112,12 @@ class Connection:
 
     def revoke(self, token: str) -> None:
         """End a session that the pool has made for somebody else (``host.migrate_receive``)."""
-        with suppress(HypervisorError):
+        with suppress(IsthmusError):
             self._guarded(lambda: self._session.session.logout(token))
 
     def close(self) -> None:
         """Log out; whether or not that succeeds, nothing is left open here."""
-        with suppress(HypervisorError):
+        with suppress(IsthmusError):
             if self._session.handle:
                 self._guarded(self._session.logout)
         self._session.transport.close()

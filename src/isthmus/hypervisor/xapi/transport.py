@@ -84,7 +84,7 @@ class Transport(xmlrpc.client.SafeTransport):
     def make_connection(self, host: Any) -> http.client.HTTPSConnection:
         """The connection to ``host``, kept between calls."""
         kept: Any = self._connection
-        if kept and kept[1] is not None and host == kept[0]:
+        if kept and isinstance(kept[1], _Connection) and host == kept[0]:
             return kept[1]
         chost, self._extra_headers, _ = self.get_host_info(host)
         made = _Connection(chost, self._tls, self._fingerprints)
@@ -110,6 +110,9 @@ class Transport(xmlrpc.client.SafeTransport):
             if left < 0 or time.monotonic() > deadline:
                 raise TooLongError("the answer does not end")
             parser.feed(chunk)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # of the answer alone: the connection is kept for the next call
         parser.close()
         return unmarshaller.close()
 
