@@ -117,6 +117,13 @@ def _event(pool: Pool, kind: str, ref: str, changed: int, since: int) -> dict[st
     return event | {"operation": "mod" if since else "add", "snapshot": dict(record)}
 
 
+@call("VM.hard_shutdown", "ref VM")
+def hard_shutdown(pool: Pool, vm: str) -> str:
+    pool.world.executes(pool.uuid(vm), pool.get("VM", vm)["resident_on"], here=False)
+    pool.change("VM", vm, power_state="Halted", resident_on=NULL, domid=-1)
+    return ""
+
+
 @call("VM.assert_can_boot_here", "ref VM", "ref host")
 def assert_can_boot_here(pool: Pool, vm: str, host: str) -> str:
     pool.can_boot(vm, host)

@@ -2,8 +2,8 @@
 
 Addresses are URIs as the platform's users write them: libvirt's own (``qemu:///system``,
 ``qemu+ssh://root@host/system``; libvirt: docs/uri.rst), ``xl://`` and ``xl+ssh://`` for Xen hosts
-without a daemon.  What stands before a ``+`` chooses the platform, what stands behind it is the
-platform's own affair.
+without a daemon, ``xapi://`` for pools of XenServer and XCP-ng.  What stands before a ``+`` chooses
+the platform, what stands behind it is the platform's own affair.
 
 A platform's module has the three functions of :class:`Platform`.  Each writes the journal of
 :mod:`isthmus.migration.record` with ``Plan.platform`` set to its name in :data:`PLATFORMS`, so that
@@ -63,12 +63,14 @@ class Platform(Protocol):
 PLATFORMS: dict[str, str] = {
     "libvirt": "isthmus.migration.libvirt",
     "xen": "isthmus.migration.xen",
+    "xapi": "isthmus.migration.xapi",
 }
 """The module of each platform, imported when it is used."""
 
 SCHEMES: dict[str, str] = {
     "qemu": "libvirt",
     "xl": "xen",
+    "xapi": "xapi",
 }
 """Scheme, without what stands behind its ``+``, to platform."""
 

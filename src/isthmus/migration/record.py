@@ -55,7 +55,8 @@ class Plan(Value, frozen=True):
     ``dial`` where the source reaches it, if that is another address.
     ``rewrite``: what to rewrite in the guest before it runs there, or to put back;
     ``translation``: what is translated for it there, and by which placement, None: nothing.
-    ``platform``: who moves it (:mod:`isthmus.migration.platforms`), empty for QEMU itself.
+    ``platform``: who moves it (:mod:`isthmus.migration.platforms`), empty for QEMU itself;
+    ``task``: what that platform calls the move while it goes on without us.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Plan(Value, frozen=True):
     translation: Translation | None = None
     dial: str = ""
     platform: str = ""
+    task: str = ""
     schema: int = SCHEMA_VERSION
 
 

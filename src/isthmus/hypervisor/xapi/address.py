@@ -2,9 +2,13 @@
 
 ADDRESS is any host of the pool (calls go to its coordinator, which a member names), HOST the name,
 UUID or address of the host that is meant; without it the host at ADDRESS is meant.  The query
-says whom to trust: ``cacert=FILE`` or ``fingerprint=SHA256`` (several are allowed), and where the
-password is: ``password-file=FILE``.  A password never stands in an address, since command lines
-and journals can be read by others.
+says
+
+* whom to trust: ``cacert=FILE`` or ``fingerprint=SHA256`` (several are allowed);
+* where the password is: ``password-file=FILE``.  A password never stands in an address, since
+  command lines and journals can be read by others;
+* of a destination, where a guest's disks go: ``sr=NAME``, and which of its networks becomes which:
+  ``network=OLD=NEW`` (several are allowed), both by name or UUID.
 """
 
 import re
@@ -17,6 +21,8 @@ from isthmus.values import Value
 SCHEME = "xapi"
 DEFAULT_PORT = 443
 _FORM = "xapi://[USER@]ADDRESS[:PORT][/HOST]"
+_PASSWORD_FILE = "password-file"  # noqa: S105 (the name of a key)
+_KEYS = frozenset({"cacert", "fingerprint", _PASSWORD_FILE, "sr", "network"})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HOST = re.compile(r"[0-9A-Za-z.:_-]{1,253}")
 
@@ -25,7 +31,7 @@ class Address(Value, frozen=True):
     """A pool, the host of it that is meant, whom to trust, and where the password is.
 
     ``user`` and ``target`` are empty where the operator named none; ``fingerprints`` are SHA-256
-    of certificates, 64 digits in lower case.
+    of certificates, 64 digits in lower case.  ``sr`` and ``networks`` are of a destination.
     """
 
     host: str
@@ -35,12 +41,16 @@ class Address(Value, frozen=True):
     cacert: Path | None = None
     fingerprints: tuple[str, ...] = ()
     password_file: Path | None = None
+    sr: str = ""
+    networks: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         """The address as it is written; read again it is the same."""
         query = [("cacert", str(self.cacert))] if self.cacert else []
         query += [("fingerprint", digest) for digest in self.fingerprints]
         query += [("password-file", str(self.password_file))] if self.password_file else []
+        query += [("sr", self.sr)] if self.sr else []
+        query += [("network", f"{old}={new}") for old, new in self.networks]
         return (
             f"{SCHEME}://{quote(self.user) + '@' if self.user else ''}{self.authority}"
             f"{'/' + quote(self.target, safe='') if self.target else ''}"
@@ -71,30 +81,35 @@ def parse(text: str) -> Address:
             f"xapi://{host}: a password stands in the address, where others can read it",
             remedy="change it, and give it by ?password-file=FILE, ISTHMUS_XAPI_PASSWORD or netrc",
         )
-    cacert: Path | None = None
-    password_file: Path | None = None
-    fingerprints: list[str] = []
-    for key, value in parse_qsl(parts.query, keep_blank_values=True):
-        if key == "cacert" and value:
-            cacert = Path(value).absolute()
-        elif key == "password-file" and value:
-            password_file = Path(value).absolute()
-        elif key == "fingerprint":
-            fingerprints.append(_fingerprint(value, host))
-        else:
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    for key, value in query:
+        if key not in _KEYS or not value:
             raise InputError(
                 f"xapi://{host}: {key[:40]!r} is not known or is empty",
-                remedy="known are cacert, fingerprint and password-file",
+                remedy=f"known are {', '.join(sorted(_KEYS))}",
             )
+    once = dict(query)
     return Address(
         host=host,
         port=port or DEFAULT_PORT,
         user=unquote(parts.username or ""),
         target=unquote(parts.path.strip("/")),
-        cacert=cacert,
-        fingerprints=tuple(fingerprints),
-        password_file=password_file,
+        cacert=Path(once["cacert"]).absolute() if "cacert" in once else None,
+        fingerprints=tuple(_fingerprint(text, host) for key, text in query if key == "fingerprint"),
+        password_file=Path(once[_PASSWORD_FILE]).absolute() if _PASSWORD_FILE in once else None,
+        sr=once.get("sr", ""),
+        networks=tuple(_pair(text, host) for key, text in query if key == "network"),
     )
+
+
+def _pair(text: str, host: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old or not new:
+        raise InputError(
+            f"xapi://{host}: network={text[:60]!r} names no two networks",
+            remedy="write network=OLD=NEW",
+        )
+    return old, new
 
 
 def _fingerprint(text: str, host: str) -> str:

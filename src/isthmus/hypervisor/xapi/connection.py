@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 import xmlrpc.client
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 from xml.parsers.expat import ExpatError
@@ -51,8 +51,11 @@ T = TypeVar("T")
 class Connection:
     """One logged-in session; :meth:`close` logs out."""
 
-    def __init__(self, address: Address, login: Login, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, address: Address, login: Login, context: ssl.SSLContext, patience_s: float
+    ) -> None:
         self.address = address
+        self.patience_s = patience_s
         self._login = login
         self._context = context
         self._session = self._fresh(address)
@@ -64,11 +67,12 @@ class Connection:
         address: Address,
         environment: Mapping[str, str] | None = None,
         *,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
     ) -> Self:
         """Log in to the pool's coordinator; a member of the pool names it.
 
         :param environment: the process's own by default.
+        :param patience_s: how long questions are repeated; :data:`PATIENCE_S` by default.
         :raises InputError: no password is given, or the pool does not take it.
         :raises HypervisorError: nobody answers, or the server is not to be trusted.
         """
@@ -76,8 +80,9 @@ class Connection:
         login = login_for(address, environment)
         if address.cacert is None and not address.fingerprints and environment.get(CACERT):
             address = msgspec.structs.replace(address, cacert=environment[CACERT])
-        connection = cls(address, login, trust(address.cacert, address.fingerprints))
-        connection._repeat(connection._log_in, patience_s)
+        patience_s = PATIENCE_S if patience_s is None else patience_s
+        connection = cls(address, login, trust(address.cacert, address.fingerprints), patience_s)
+        connection._repeat(connection._log_in)
         return connection
 
     def __enter__(self) -> Self:
@@ -86,14 +91,14 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, method: str, *arguments: Any, patience_s: float = PATIENCE_S) -> Any:
+    def ask(self, method: str, *arguments: Any) -> Any:
         """The answer to a question; it is asked again while its answers get lost.
 
         :raises XapiFailureError: XAPI refuses it.
-        :raises XapiGoneError: nobody answered within ``patience_s``.
+        :raises XapiGoneError: nobody answered for as long as the connection has patience.
         :raises XapiNonsenseError: the answer is none.
         """
-        return self._repeat(lambda: self._call(method, *arguments), patience_s)
+        return self._repeat(lambda: self._call(method, *arguments))
 
     def ask_for(self, kind: type[T], method: str, *arguments: Any) -> T:
         """As :meth:`ask`, with an answer of the type ``kind``.
@@ -139,9 +144,9 @@ class Connection:
     def _call(self, method: str, *arguments: Any) -> Any:
         return self._guarded(lambda: self._session.xenapi_request(method, arguments))
 
-    def _repeat(self, question: Any, patience_s: float) -> Any:
+    def _repeat(self, question: Callable[[], Any]) -> Any:
         """Ask until there is an answer, following the coordinator to where it has gone."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + self.patience_s
         pause_s = 0.1
         followed = 0
         while True:
@@ -172,7 +177,7 @@ class Connection:
     def _where(self) -> str:
         return f"xapi://{self.address.authority}"
 
-    def _guarded(self, call: Any) -> Any:
+    def _guarded(self, call: Callable[[], Any]) -> Any:
         """Whatever a call can end in, as an error of ours."""
         secrets = (self._login.password, self._session.handle or "")
         try:

@@ -6,6 +6,7 @@ A reference is an opaque text; :data:`NULL` refers to nothing.
 """
 
 import enum
+import math
 
 import msgspec
 
@@ -99,6 +100,11 @@ class TaskRecord(Value, frozen=True):
     progress: float = 0.0
     error_info: tuple[str, ...] = ()
     result: str = ""
+
+    @property
+    def percent(self) -> int:
+        """How far it is, from 0 to 100."""
+        return int(100 * min(1.0, max(0.0, self.progress))) if math.isfinite(self.progress) else 0
 
 
 class VbdRecord(Value, frozen=True):
