@@ -23,7 +23,7 @@ from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
 from isthmus.hypervisor.qemu.render import cpu_argument
 from isthmus.hypervisor.qemu.through_file import Deposit, check_place
-from isthmus.migration import engine
+from isthmus.migration import engine, platforms
 from isthmus.migration.preflight import Preflight, preflight
 from isthmus.migration.record import (
     MigrationRecord,
@@ -374,6 +374,8 @@ async def recover(
     """
     record = read_record(path)
     with guest_lock(store.locks, record.plan.guest):
+        if record.plan.platform:
+            return await platforms.load(record.plan.platform).recover(path, store, observer, use)
         return await engine.resume(
             path,
             options=engine.Options(),
