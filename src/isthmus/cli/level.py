@@ -10,6 +10,7 @@ from isthmus.baseline.growth import Growth, growth
 from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
 from isthmus.baseline.pool import Pool, found
+from isthmus.cli.applying import Applying, applied, applying_options
 from isthmus.cli.hosts import HERE, is_file, read_hosts
 from isthmus.cli.placements import covered, translate_options
 from isthmus.cli.pools import joined, raised_by, stored
@@ -83,7 +84,8 @@ def _names(
     "--guest", "guests", multiple=True, metavar="NAME=VERSION",
     help="With --raise: a guest, and the version of the level that it was booted with.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Do not write the pool's file.")
+@applying_options
+@click.option("--dry-run", is_flag=True, help="Write nothing: no pool's file, no domain.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def level(
     hosts: tuple[str, ...],
@@ -99,6 +101,7 @@ def level(
     raising: bool,
     leave: tuple[str, ...],
     guests: tuple[str, ...],
+    applying: Applying | None,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -107,6 +110,10 @@ def level(
     A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
     reads (a name with a slash or a dot), or `here` for this machine.  Exit code 3: the platform
     cannot honour the level, or the host may not join the pool.
+
+    --apply writes the level into libvirt's domains, of a connection or of files: their <cpu> and
+    what the level needs, nothing else. It counts from the next start of each; the former XML is
+    kept, with the command that puts it back.
 
     \b
     Examples:
@@ -117,8 +124,14 @@ def level(
       isthmus level hosts/*.txt --pool blue.json
       isthmus level --pool blue.json --join ./new-host.txt
       isthmus level --pool blue.json --raise --leave old-host --guest web1=1
+      isthmus level --pool blue.json --apply --connect qemu:///system --domain web --dry-run
+      isthmus level amd.xml intel.xml --apply --domain ./web.xml
     """
     _check_usage(hosts, file, join, raising, leave, guests)
+    if applying is not None:
+        if platform not in {"qemu", "libvirt"} or join is not None or raising:
+            raise click.UsageError("--apply is for libvirt's domains, and a step of its own")
+        platform = "libvirt"
     if file is not None and join is not None:
         return joined(file, _read((join,), accel)[0][0], dry_run=dry_run, as_json=as_json)
     if file is not None and raising:
@@ -141,6 +154,8 @@ def level(
     name = file.stem if file else shown.model.name
     argument = render_qemu(shown, name, named)
     rendering = argument if platform == "qemu" else render(shown, platform, name)
+    if applying is not None and not rendering.refusals:
+        return applied(applying, shown, rendering, dry_run=dry_run, as_json=as_json)
     if as_json:
         answer = Answer(
             baseline=baseline,
