@@ -139,7 +139,7 @@ async def up(
     restored = model.emulator == "qemu" and (frozen / "state").exists()
     progress(f"{model.name}: {'waking' if restored else 'booting'}")
     token = _token(frozen) if restored else secrets.token_hex(16)
-    outside = _free_ports(1 + len(STREAM_PORTS))
+    outside = free_ports(1 + len(STREAM_PORTS))
     forwards = dict(zip(outside, (AGENT_PORT, *STREAM_PORTS), strict=True))
     channel = Channel(model.name, outside[0], token)
     channel.write(folder)
@@ -162,7 +162,7 @@ async def up(
     try:
         if restored:
             await _wake(running)
-        await _answering(running, channel)
+        await answering(running, channel)
         await channel.set_clock(time.time())
         facts = await _facts(channel)
         if model.emulator == "qemu" and not restored:
@@ -283,7 +283,7 @@ def _write_program(folder: Path) -> None:
     path.chmod(0o700)
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
+def free_ports(count: int) -> tuple[int, ...]:
     """Ports of the loopback that nobody has at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -300,7 +300,11 @@ async def _wake(running: QemuProcess) -> None:
         await monitor.execute("cont")
 
 
-async def _answering(running: QemuProcess, channel: Channel) -> None:
+async def answering(running: QemuProcess, channel: Channel) -> None:
+    """Wait until the agent of a host that boots answers.
+
+    :raises HypervisorError: it does not.
+    """
     deadline = time.monotonic() + BOOT_TIMEOUT_S
     while time.monotonic() < deadline:
         if not running.alive():
