@@ -325,6 +325,8 @@ static void serve(int connection, const char *token) {
         follow(connection, words[2]);
     } else if (strcmp(verb, "run") == 0 && count >= 4) {
         run(connection, words[2], words + 3);
+    } else if (strcmp(verb, "feed") == 0 && count >= 3) {
+        feed(connection, words + 2);
     } else if (strcmp(verb, "shell") == 0 && count == 2) {
         shell(connection);
     } else if (strcmp(verb, "clock") == 0 && count == 3) {

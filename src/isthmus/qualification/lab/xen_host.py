@@ -42,7 +42,6 @@ _LIBRARY = re.compile(r"(?:usr/)?lib/(?:x86_64-linux-gnu|xen-[\d.]+/lib/x86_64-l
 _PROGRAM = re.compile(
     r"usr/lib/(xen-[\d.]+)/bin/(?:xl|libxl-save-helper|xen[a-z0-9-]+)|sbin/ldconfig"
 )
-_LEAVES = frozenset({"libc6", "libgcc-s1"})
 RECIPE = "3"  # a change in what is taken out of the packages
 
 GUEST_INIT = b"""#!/bin/busybox sh
@@ -175,21 +174,13 @@ def _packages() -> tuple[Package, ...]:
     """The hypervisor, the toolstack with its libraries, and a kernel that can be dom0."""
     tools = _newest(r"xen-utils-[\d.]+")
     hypervisor = _newest(r"xen-hypervisor-[\d.]+-amd64")
-    found = {tools.name: tools}
-    waiting = list(tools.depends)
-    while waiting:
-        name = waiting.pop()
-        if name in found or not (name.startswith("lib") or name in {"zlib1g", "xenstore-utils"}):
-            continue
-        package = packages.find(name)
-        if package is not None:
-            found[name] = package
-            waiting += () if name in _LEAVES else package.depends
     # xl ends its threads by pthread_cancel, for which libc loads libgcc when it comes to it.
-    for name in ("zlib1g", "libc-bin", "libgcc-s1"):
-        found[name] = packages.required(name)
+    roots = (tools.name, "zlib1g", "libc-bin", "libgcc-s1")
+    found = packages.with_needs(
+        roots, lambda name: name.startswith("lib") or name in {"zlib1g", "xenstore-utils"}
+    )
     kernel = choose_packages("linux-image-amd64")
-    return (hypervisor, *kernel, *(found[name] for name in sorted(found)))
+    return (hypervisor, *kernel, *found)
 
 
 def _newest(pattern: str) -> Package:
