@@ -132,6 +132,15 @@ def test_entry_registers_of_a_guest_of_the_other_maker() -> None:
         assert not refused(move(guest, host, hypervisor=KVM, facts={"trusts-its-programs": True}))
 
 
+def test_a_paravirtual_guest_has_no_entry_registers_of_its_own() -> None:
+    """SYSCALL and SYSENTER of its 32-bit programs enter Xen, whose registers are its host's."""
+    xen = HostEvidence(hypervisor="xen", version="4.17")
+    for guest, host in ((PENRYN, PHENOM), (PHENOM, PENRYN)):
+        shown = guest.replace(features=COMMON)
+        assert refused(move(shown, host, hypervisor=xen))
+        assert not refused(move(shown, host, hypervisor=xen, facts={"xen-pv": True}))
+
+
 def test_a_changed_identity_is_refused() -> None:
     found = findings(GuestEvidence(shown=PHENOM), PENRYN, PENRYN)
     changed = {f.subject for f in found if f.rule == "identity-shown"}

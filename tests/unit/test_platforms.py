@@ -13,6 +13,8 @@ from isthmus.migration.platforms import load, platform_of
         ("qemu+ssh://root@host/system", "libvirt"),
         ("qemu+tls://host.example/system?no_verify=1", "libvirt"),
         ("xl+ssh://root@host", "xen"),
+        ("xen+ssh://root@host", "xen"),
+        ("xen:///", "xen"),
     ],
 )
 def test_the_scheme_chooses(address: str, platform: str) -> None:

@@ -1,4 +1,8 @@
-"""CPUs as operators name them: a model of the installed QEMU, a file, or ``here``: this machine."""
+"""CPUs as operators name them.
+
+A model of the installed QEMU, a file, ``here`` for this machine, or the address of a Xen host,
+which means what that gives its PV guests; with ``#pvh`` behind it, its PVH and HVM guests.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,9 +17,32 @@ HERE = "here"
 """The name of this machine's own CPU."""
 
 
+def is_xen(name: str) -> bool:
+    """Whether a name is the address of a Xen host."""
+    scheme, colon, _ = name.partition("://")
+    return bool(colon) and scheme.partition("+")[0] in {"xen", "xl"}
+
+
+def ask_xen(name: str) -> CpuModel:
+    """What the Xen host of an address gives its guests.
+
+    :raises InputError: not an address, or no kind of guest that it runs.
+    :raises HypervisorError: the host does not answer.
+    """
+    from isthmus.hypervisor.xen.host import read_host as read_xen_host
+    from isthmus.hypervisor.xen.runner import runner_of
+
+    address, _, kind = name.partition("#")
+    host = asyncio.run(read_xen_host(runner_of(address)))
+    offer = host.offers.get({"": "PV", "pv": "PV", "pvh": "HVM", "hvm": "HVM"}.get(kind, ""))
+    if offer is None:
+        raise InputError(f"{name}: runs no such guests", remedy="append #pv or #pvh, or nothing")
+    return offer.replace(name=name)
+
+
 def is_file(name: str) -> bool:
     """Whether a name means a file: it has a slash or a dot, or such a file exists."""
-    if name == HERE:
+    if name == HERE or is_xen(name):
         return False
     return "/" in name or "." in name or Path(name).is_file()
 
@@ -27,6 +54,7 @@ def read_hosts(names: Sequence[str]) -> tuple[CpuModel, ...]:
     :raises EnvironmentLackError: QEMU is needed and missing.
     """
     models = {name: read_host(Path(name)) for name in names if is_file(name)}
+    models |= {name: ask_xen(name) for name in names if is_xen(name)}
     if HERE in names:
         models[HERE] = this_machine().replace(name=HERE)
     wanted = [name for name in names if name not in models]

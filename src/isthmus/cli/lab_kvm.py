@@ -1,21 +1,17 @@
-"""`isthmus lab`: hosts with real KVM, emulated on this machine."""
+"""`isthmus lab`: hosts with real KVM or Xen, emulated on this machine."""
 
 import asyncio
-import contextlib
-import os
-import sys
-import termios
 import time
-import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from isthmus.cli import lab as shared
+from isthmus.cli.lab_shell import interact, raw_terminal
+from isthmus.cli.lab_xen import xen
 from isthmus.places import cache_folder
 from isthmus.qualification.kvm import host as lab_host
-from isthmus.qualification.kvm.channel import Channel
 from isthmus.qualification.kvm.host import LabHost
 from isthmus.qualification.kvm.pool import PREFIX, lab_folder
 
@@ -23,13 +19,9 @@ DEFAULT = ("epyc", "opteron2")
 """What `up` starts when no host is named: two that differ in what guests notice."""
 
 
-_END_OF_INPUT = b"\x04"
-"""What a terminal takes for the end (termios(3), VEOF)."""
-
-
 @click.group()
 def lab() -> None:
-    """Start and stop hosts with real KVM, emulated on this machine.
+    """Start and stop hosts with real KVM or real Xen, emulated on this machine.
 
     \b
     Examples:
@@ -38,6 +30,9 @@ def lab() -> None:
       isthmus migrate web --to kvm:opteron2
       isthmus lab kvm down
     """
+
+
+lab.add_command(xen)
 
 
 @lab.group()
@@ -148,42 +143,8 @@ def shell(name: str, command: tuple[str, ...]) -> None:
     if command:
         click.echo(shared.run(channel.run("/bin/sh", "-c", " ".join(command))), nl=False)
     else:
-        with _raw_terminal():
-            shared.run(_interact(channel))
-
-
-@contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    try:
-        tty.setraw(sys.stdin)
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-async def _interact(channel: Channel) -> None:
-    """Pass the terminal on until the shell ends."""
-    loop = asyncio.get_running_loop()
-    reader, writer = await channel.open("shell")
-    typed = asyncio.StreamReader()
-    await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(typed), os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    )
-
-    async def send() -> None:
-        while block := await typed.read(1 << 16):
-            writer.write(block)
-        writer.write(_END_OF_INPUT)
-
-    sending = asyncio.create_task(send())
-    with contextlib.suppress(OSError):
-        while block := await reader.read(1 << 16):
-            os.write(sys.stdout.fileno(), block)
-    sending.cancel()
+        with raw_terminal():
+            shared.run(interact(channel))
 
 
 @kvm.command()

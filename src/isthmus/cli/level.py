@@ -11,7 +11,7 @@ from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
 from isthmus.baseline.pool import Pool, found
 from isthmus.cli.applying import Applying, applied, applying_options
-from isthmus.cli.hosts import HERE, is_file, read_hosts
+from isthmus.cli.hosts import HERE, ask_xen, is_file, is_xen, read_hosts
 from isthmus.cli.placements import covered, translate_options
 from isthmus.cli.pools import joined, raised_by, stored
 from isthmus.cpu.model import CpuModel
@@ -108,7 +108,8 @@ def level(
     """Compute the CPU that every HOST can honour, to boot guests with.
 
     A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
-    reads (a name with a slash or a dot), or `here` for this machine.  Exit code 3: the platform
+    reads (a name with a slash or a dot), or `here` for this machine, or the address of a Xen host
+    (what that gives PV guests; `#pvh` behind it: PVH and HVM guests).  Exit code 3: the platform
     cannot honour the level, or the host may not join the pool.
 
     --apply writes the level into libvirt's domains, of a connection or of files: their <cpu> and
@@ -121,6 +122,7 @@ def level(
       isthmus level EPYC-Milan Icelake-Server --drop pku --for libvirt
       isthmus level ./amd1.json ./intel1.txt --json
       isthmus level phenom EPYC Icelake-Server --grow
+      isthmus level xen+ssh://root@amd1 xen+ssh://root@intel1 --for xen
       isthmus level hosts/*.txt --pool blue.json
       isthmus level --pool blue.json --join ./new-host.txt
       isthmus level --pool blue.json --raise --leave old-host --guest web1=1
@@ -212,7 +214,7 @@ def _read(names: Sequence[str], accel: str | None) -> tuple[tuple[CpuModel, ...]
     try:
         qemu = find_qemu()
     except EnvironmentLackError:
-        if accel or not all(is_file(name) or name == HERE for name in names):
+        if accel or not all(is_file(name) or is_xen(name) or name == HERE for name in names):
             raise
         return read_hosts(names), None
     accelerator = Accelerator(accel) if accel else choose_accelerator(qemu).accelerator
@@ -223,6 +225,8 @@ def _read(names: Sequence[str], accel: str | None) -> tuple[tuple[CpuModel, ...]
 def _host(name: str, cpus: QemuCpus) -> CpuModel:
     if name == HERE:
         return this_machine().replace(name=HERE)
+    if is_xen(name):
+        return ask_xen(name)
     if "/" in name or name.endswith((".json", ".txt", ".xml")):
         return read_host(Path(name))
     try:

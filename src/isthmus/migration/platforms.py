@@ -1,9 +1,9 @@
 """Which module moves a guest between two hosts: chosen by the scheme of their addresses.
 
 Addresses are URIs as the platform's users write them: libvirt's own (``qemu:///system``,
-``qemu+ssh://root@host/system``; libvirt: docs/uri.rst), ``xl://`` and ``xl+ssh://`` for Xen hosts
-without a daemon, ``xapi://`` for pools of XenServer and XCP-ng.  What stands before a ``+`` chooses
-the platform, what stands behind it is the platform's own affair.
+``qemu+ssh://root@host/system``; libvirt: docs/uri.rst), ``xen:///`` and ``xen+ssh://`` for Xen
+hosts without a daemon (``xl`` is the same), ``xapi://`` for pools of XenServer and XCP-ng.  What
+stands before a ``+`` chooses the platform, what stands behind it is the platform's own affair.
 
 A platform's module has the three functions of :class:`Platform`.  Each writes the journal of
 :mod:`isthmus.migration.record` with ``Plan.platform`` set to its name in :data:`PLATFORMS`, so that
@@ -69,6 +69,7 @@ PLATFORMS: dict[str, str] = {
 
 SCHEMES: dict[str, str] = {
     "qemu": "libvirt",
+    "xen": "xen",
     "xl": "xen",
     "xapi": "xapi",
 }

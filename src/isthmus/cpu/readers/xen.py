@@ -58,6 +58,19 @@ def read_xen(text: str, *, name: str, where: str) -> CpuModel:
     )
 
 
+def read_policies(text: str, *, name: str, where: str) -> dict[str, CpuModel]:
+    """Every policy of ``xen-cpuid -p``, by its heading: ``PV Default``, ``HVM Max``, ``Domain 3``.
+
+    :raises InputError: a policy without leaf 0.
+    """
+    found = _policies(text.splitlines()[:_MAX_LINES])
+    return {
+        heading: decode(leaves, name=name, source=f"{where}, {heading}", msrs=msrs)
+        for heading, (leaves, msrs) in found.items()
+        if leaves
+    }
+
+
 def _policies(lines: list[str]) -> dict[str, tuple[list[CpuidLeaf], dict[int, int]]]:
     found: dict[str, tuple[list[CpuidLeaf], dict[int, int]]] = {}
     current: tuple[list[CpuidLeaf], dict[int, int]] = ([], {})

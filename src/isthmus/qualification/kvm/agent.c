@@ -13,6 +13,9 @@
  *                     length, data.  o standard output, e standard error, x the wait status in
  *                     decimal, the last.  If the controller hangs up, the program is killed: a
  *                     guest never outlives whoever is responsible for it.
+ *   feed WORD...      a program with an input.  The controller's frames: i input, z its end; the
+ *                     agent's as for run.  If the controller hangs up, the input ends, and the
+ *                     program is left alone, as sshd does: it may have a guest in its hands.
  *   shell             a shell on a terminal, byte for byte
  *   clock SECONDS     set the wall clock (a host restored from a snapshot has an old one)
  */
@@ -209,6 +212,73 @@ static void run(int connection, const char *folder, char **words) {
     frame(connection, 'x', text, (size_t)size);
 }
 
+/* Hand one frame of the controller on to a program's input; 0 when there is no more. */
+static int hand_on(int connection, int input) {
+    unsigned char head[5];
+    static char block[BLOCK];
+    read_all(connection, head, sizeof head);
+    if (head[0] != 'i') return 0;
+    uint32_t left;
+    memcpy(&left, head + 1, sizeof left);
+    while (left > 0) {
+        size_t part = left < sizeof block ? left : sizeof block;
+        read_all(connection, block, part);
+        left -= (uint32_t)part;
+        for (size_t done = 0; done < part;) {
+            ssize_t written = write(input, block + done, part - done);
+            if (written < 0 && errno == EINTR) continue;
+            if (written <= 0) return 0;
+            done += (size_t)written;
+        }
+    }
+    return 1;
+}
+
+static void feed(int connection, char **words) {
+    int in[2], out[2], err[2];
+    if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0)
+        refuse(connection, words[0], strerror(errno));
+    pid_t child = fork();
+    if (child < 0) refuse(connection, words[0], strerror(errno));
+    if (child == 0) {
+        setsid();
+        dup2(in[0], 0);
+        dup2(out[1], 1);
+        dup2(err[1], 2);
+        become(words);
+    }
+    close(in[0]);
+    close(out[1]);
+    close(err[1]);
+    accept_request(connection);
+    /* Input by a process of its own: while the program does not read, its output still comes. */
+    pid_t feeder = fork();
+    if (feeder == 0) {
+        while (hand_on(connection, in[1])) continue;
+        leave();
+    }
+    close(in[1]);
+    struct pollfd ends[2] = {{.fd = out[0], .events = POLLIN}, {.fd = err[0], .events = POLLIN}};
+    static char block[BLOCK];
+    while (ends[0].fd >= 0 || ends[1].fd >= 0) {
+        if (poll(ends, 2, -1) < 0 && errno != EINTR) break;
+        for (int n = 0; n < 2; n++) {
+            if (ends[n].fd < 0 || !ends[n].revents) continue;
+            ssize_t got = read(ends[n].fd, block, sizeof block);
+            if (got > 0)
+                frame(connection, n == 0 ? 'o' : 'e', block, (size_t)got);
+            else
+                ends[n].fd = -1;
+        }
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    if (feeder > 0) kill(feeder, SIGKILL);
+    char text[16];
+    int size = snprintf(text, sizeof text, "%d", status);
+    frame(connection, 'x', text, (size_t)size);
+}
+
 static void shell(int connection) {
     int terminal;
     char *words[] = {"/bin/sh", "-i", NULL};
@@ -255,6 +325,8 @@ static void serve(int connection, const char *token) {
         follow(connection, words[2]);
     } else if (strcmp(verb, "run") == 0 && count >= 4) {
         run(connection, words[2], words + 3);
+    } else if (strcmp(verb, "feed") == 0 && count >= 3) {
+        feed(connection, words + 2);
     } else if (strcmp(verb, "shell") == 0 && count == 2) {
         shell(connection);
     } else if (strcmp(verb, "clock") == 0 && count == 3) {

@@ -30,11 +30,12 @@ class AgentRefusedError(HypervisorError):
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Where the agent of one lab host is reached, and what lets one in."""
+    """Where the agent of a lab host is reached, what lets one in, and which lab the host is of."""
 
     host: str
     port: int
     token: str
+    lab: str = "kvm"
 
     def write(self, folder: Path) -> None:
         """Leave the channel in a host's private folder."""
@@ -48,10 +49,11 @@ class Channel:
         """
         try:
             fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            return cls(str(fields["host"]), int(fields["port"]), str(fields["token"]))
+            lab = str(fields.get("lab", "kvm"))
+            return cls(str(fields["host"]), int(fields["port"]), str(fields["token"]), lab)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{folder}: not the folder of a lab host", remedy="isthmus lab kvm up"
+                f"{folder}: not the folder of a lab host", remedy="isthmus lab --help"
             ) from error
 
     async def open(self, *words: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -65,7 +67,7 @@ class Channel:
         except OSError as error:
             raise AgentGoneError(
                 f"{self.host}: the lab host does not answer ({error.strerror})",
-                remedy="isthmus lab kvm status",
+                remedy=f"isthmus lab {self.lab} status",
             ) from error
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -86,7 +88,8 @@ class Channel:
             reason = (await reader.readexactly(min(size, 512))).decode(errors="replace")
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             raise AgentGoneError(
-                f"{self.host}: the lab host hung up on {words[0]}", remedy="isthmus lab kvm status"
+                f"{self.host}: the lab host hung up on {words[0]}",
+                remedy=f"isthmus lab {self.lab} status",
             ) from error
         raise AgentRefusedError(f"{self.host}: {words[0]}: {reason}")
 

@@ -147,7 +147,7 @@ async def up(
     restored = model.emulator == "qemu" and (frozen / "state").exists()
     progress(f"{model.name}: {'waking' if restored else 'booting'}")
     token = _token(frozen) if restored else secrets.token_hex(16)
-    outside = _free_ports(1 + len(STREAM_PORTS))
+    outside = free_ports(1 + len(STREAM_PORTS))
     forwards = dict(zip(outside, (AGENT_PORT, *STREAM_PORTS), strict=True))
     channel = Channel(model.name, outside[0], token)
     channel.write(folder)
@@ -170,7 +170,7 @@ async def up(
     try:
         if restored:
             await _wake(running)
-        await _answering(running, channel, progress)
+        await answering(running, channel, progress)
         await channel.set_clock(time.time())
         facts = await _facts(channel)
         if model.emulator == "qemu" and not restored:
@@ -291,7 +291,7 @@ def _write_program(folder: Path) -> None:
     path.chmod(0o700)
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
+def free_ports(count: int) -> tuple[int, ...]:
     """Ports of the loopback that nobody has at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -308,9 +308,13 @@ async def _wake(running: QemuProcess) -> None:
         await monitor.execute("cont")
 
 
-async def _answering(
+async def answering(
     running: QemuProcess, channel: Channel, progress: Callable[[str], None]
 ) -> None:
+    """Wait until the agent of a host that boots answers.
+
+    :raises HypervisorError: it does not.
+    """
     begun = told = time.monotonic()
     while (now := time.monotonic()) < begun + BOOT_TIMEOUT_S:
         if now - told > REPORT_S:

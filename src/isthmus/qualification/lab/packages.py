@@ -8,6 +8,7 @@ nothing is ever unpacked to a path that the package chose.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -107,7 +108,7 @@ def find(name: str) -> Package | None:
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name}: not a package name", remedy="see `apt-cache search linux-image`")
-    package = _package(_apt("apt-cache", "show", "--no-all-versions", name))
+    package = _package(apt("apt-cache", "show", "--no-all-versions", name))
     return package if package is not None and package.name == name else None
 
 
@@ -145,18 +146,27 @@ def of_suite(suite: str, folder: Path) -> Lists | None:
     archive = _archive()
     if archive is None:
         return None
+    keys = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+    return private_lists(folder, f"deb {keys}{archive} {suite} main\n", "Packages")
+
+
+def private_lists(folder: Path, sources: str, kind: str) -> Lists | None:
+    """Lists of apt's own in ``folder``, fetched there once; None where they cannot be had.
+
+    :param sources: what apt reads as its sources.list(5).
+    :param kind: of the lists that must come, as apt ends their names: ``Packages``, ``Sources``.
+    """
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    keys = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
-    sources = folder / "sources.list"
-    sources.write_text(f"deb {keys}{archive} {suite} main\n", encoding="utf-8")
+    path = folder / "sources.list"
+    path.write_text(sources, encoding="utf-8")
     lists = Lists(
         options=tuple(
             word
             for setting in (
                 f"Dir::State::lists={folder / 'lists'}",
                 f"Dir::Cache={folder / 'cache'}",
-                f"Dir::Etc::sourcelist={sources}",
+                f"Dir::Etc::sourcelist={path}",
                 "Dir::Etc::sourceparts=/dev/null",
                 "Acquire::Languages=none",
                 # As root apt would become another user, who cannot write into our folder.
@@ -165,17 +175,18 @@ def of_suite(suite: str, folder: Path) -> Lists | None:
             for word in ("-o", setting)
         )
     )
-    fetched = any((folder / "lists").glob("*_Packages*"))
+    pattern = f"*_{kind}*"
+    fetched = any((folder / "lists").glob(pattern))
     if not fetched:
         done = _run(["apt-get", "-q", *lists.options, "update"], cwd=None, timeout=APT_TIMEOUT_S)
-        fetched = done.returncode == 0 and any((folder / "lists").glob("*_Packages*"))
+        fetched = done.returncode == 0 and any((folder / "lists").glob(pattern))
     return lists if fetched else None
 
 
 def _archive() -> str | None:
     """The address that this machine's apt has for its own distribution."""
     release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    rows = _apt(
+    rows = apt(
         "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
         "Created-By: Packages",
     )  # fmt: skip
@@ -200,7 +211,7 @@ def with_needs(
     waiting = set(roots)
     while waiting:
         asked |= waiting
-        text = _apt(
+        text = apt(
             "apt-cache", *lists.options, "show", "--no-all-versions", *sorted(waiting), partly=True
         )
         for stanza in text.split("\n\n"):
@@ -221,7 +232,7 @@ def with_needs(
 
 def names(prefix: str) -> tuple[str, ...]:
     """All package names in apt's lists that begin with ``prefix``, sorted."""
-    return tuple(sorted(_apt("apt-cache", "pkgnames", prefix).split()))
+    return tuple(sorted(apt("apt-cache", "pkgnames", prefix).split()))
 
 
 def required(name: str) -> Package:
@@ -307,6 +318,34 @@ def _download(chosen: Collection[Package], folder: Path, lists: Lists) -> dict[s
     return found
 
 
+def download_source(wanted: str, folder: Path, lists: Lists) -> None:
+    """Download a source package, ``NAME=VERSION``, into ``folder``; apt checks its SHA-256.
+
+    :raises EnvironmentLackError: it cannot be had.
+    """
+    done = _run(
+        ["apt-get", "-q", *lists.options, "source", "--download-only", wanted],
+        cwd=folder,
+        timeout=DOWNLOAD_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
+        raise EnvironmentLackError(
+            f"the source of {wanted} cannot be downloaded: {' '.join(lines)[:300] or 'no reason'}",
+            remedy="check the network, or run `apt-get update` as root",
+        )
+
+
+def newest_first(versions: Collection[str]) -> tuple[str, ...]:
+    """Debian versions in falling order (deb-version(7)), as dpkg compares them."""
+
+    def compare(one: str, other: str) -> int:
+        words = ["dpkg", "--compare-versions", one, "lt", other]
+        return 1 if _run(words, cwd=None, timeout=APT_TIMEOUT_S).returncode == 0 else -1
+
+    return tuple(sorted(versions, key=functools.cmp_to_key(compare)))
+
+
 def _unwrapped(deb: Path, spool: Path) -> Path:
     """Decompress the .deb's content once, bounded, so that its files can be read in any order."""
     if shutil.which("dpkg-deb") is None:
@@ -345,7 +384,7 @@ def _fields(text: str) -> dict[str, str]:
     return fields
 
 
-def _apt(*command: str, partly: bool = False) -> str:
+def apt(*command: str, partly: bool = False) -> str:
     """What apt prints; ``partly``: also where it does not know one of several names."""
     done = _run(list(command), cwd=None, timeout=APT_TIMEOUT_S)
     return done.stdout if done.returncode == 0 or partly else ""

@@ -2,8 +2,10 @@
 
 QEMU loads Xen by the multiboot protocol (``-kernel``, with dom0's kernel and initramfs as modules
 in ``-initrd``), so there is no boot loader and no disk to install to.  dom0 starts what ``xl``
-needs (xenstored, xen-init-dom0, xenconsoled), then runs a script of ours that it finds on its
-first disk; what the script writes to its second disk is the answer.  Nothing is installed here.
+needs (xenstored, xen-init-dom0, xenconsoled).  Then it serves as a lab host, by the agent of
+:mod:`isthmus.qualification.kvm` on its network (:mod:`isthmus.qualification.xen.host`), or, where
+no token for the agent is on its command line, runs a script of ours that it finds on its first
+disk; what the script writes to its second disk is the answer.  Nothing is installed here.
 
 Facts met in the lab: Debian's *cloud* kernel has no CONFIG_XEN_DOM0, its ordinary one has; Xen
 under QEMU 7.2 does not switch the machine off, so the end is a line on the console.
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from isthmus.errors import EnvironmentLackError
 from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.qualification.kvm.image import AGENT_PORT, build_agent
 from isthmus.qualification.lab import packages
 from isthmus.qualification.lab.image import static_busybox
 from isthmus.qualification.lab.initramfs import Entry, archive, file, folder, link
@@ -27,9 +30,9 @@ from isthmus.qualification.lab.packages import Archive, Package
 from isthmus.qualification.store import Made, Stored, key_of, obtain
 from isthmus.values import Value
 
-MODULES = ("virtio_pci", "virtio_blk", "xen_privcmd", "xenfs", "xen_evtchn", "xen_gntdev",
-           "xen_gntalloc")  # fmt: skip
-"""What dom0 needs beyond what its kernel has built in: its disks, and the toolstack's devices."""
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "xen_privcmd", "xenfs", "xen_evtchn",
+           "xen_gntdev", "xen_gntalloc")  # fmt: skip
+"""What dom0 needs beyond what its kernel has built in: disks, network, the toolstack's devices."""
 
 DOM0_MIB = 560
 HOST_MIB = 1024
@@ -39,8 +42,7 @@ _LIBRARY = re.compile(r"(?:usr/)?lib/(?:x86_64-linux-gnu|xen-[\d.]+/lib/x86_64-l
 _PROGRAM = re.compile(
     r"usr/lib/(xen-[\d.]+)/bin/(?:xl|libxl-save-helper|xen[a-z0-9-]+)|sbin/ldconfig"
 )
-_LEAVES = frozenset({"libc6", "libgcc-s1"})
-RECIPE = "2"  # a change in what is taken out of the packages
+RECIPE = "3"  # a change in what is taken out of the packages
 
 GUEST_INIT = b"""#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
@@ -66,6 +68,20 @@ xenstored
 until [ -S /run/xenstored/socket ]; do sleep 0.2; done
 xen-init-dom0
 xenconsoled --log=guest --log-dir=/var/log/xen/console
+token=
+for word in $(cat /proc/cmdline); do
+    case $word in
+    isthmus.token=*) token=${{word#*=}} ;;
+    isthmus.host=*) hostname "${{word#*=}}" ;;
+    esac
+done
+if [ -n "$token" ]; then
+    ip link set lo up
+    ip link set eth0 up
+    ip addr add 10.0.2.15/24 dev eth0
+    ip route add default via 10.0.2.2
+    exec /bin/agent {port} "$token"
+fi
 size=$(tr ' ' '\\n' < /proc/cmdline | grep ^isthmus.script= | cut -d= -f2)
 head -c "$size" /dev/vda > /tmp/script
 sh /tmp/script
@@ -90,10 +106,11 @@ def build_host(*, cache: Path, progress: Callable[[str], None] = lambda _: None)
     :raises EnvironmentLackError: apt's lists have no Xen, or a package cannot be had.
     """
     chosen = _packages()
-    key = key_of(RECIPE, _INIT, GUEST_INIT, *(package.sha256 for package in chosen))
+    agent = build_agent(cache, progress=progress)
+    key = key_of(RECIPE, _INIT, GUEST_INIT, agent, *(package.sha256 for package in chosen))
 
     def make(scratch: Path) -> Made:
-        return _made(chosen, cache, scratch, progress)
+        return _made(chosen, agent, cache, scratch, progress)
 
     stored: Stored = obtain(cache, "xen-hosts", key, make)
     return XenHost(
@@ -157,21 +174,13 @@ def _packages() -> tuple[Package, ...]:
     """The hypervisor, the toolstack with its libraries, and a kernel that can be dom0."""
     tools = _newest(r"xen-utils-[\d.]+")
     hypervisor = _newest(r"xen-hypervisor-[\d.]+-amd64")
-    found = {tools.name: tools}
-    waiting = list(tools.depends)
-    while waiting:
-        name = waiting.pop()
-        if name in found or not (name.startswith("lib") or name in {"zlib1g", "xenstore-utils"}):
-            continue
-        package = packages.find(name)
-        if package is not None:
-            found[name] = package
-            waiting += () if name in _LEAVES else package.depends
     # xl ends its threads by pthread_cancel, for which libc loads libgcc when it comes to it.
-    for name in ("zlib1g", "libc-bin", "libgcc-s1"):
-        found[name] = packages.required(name)
+    roots = (tools.name, "zlib1g", "libc-bin", "libgcc-s1")
+    found = packages.with_needs(
+        roots, lambda name: name.startswith("lib") or name in {"zlib1g", "xenstore-utils"}
+    )
     kernel = choose_packages("linux-image-amd64")
-    return (hypervisor, *kernel, *(found[name] for name in sorted(found)))
+    return (hypervisor, *kernel, *found)
 
 
 def _newest(pattern: str) -> Package:
@@ -185,7 +194,11 @@ def _newest(pattern: str) -> Package:
 
 
 def _made(
-    chosen: tuple[Package, ...], cache: Path, scratch: Path, progress: Callable[[str], None]
+    chosen: tuple[Package, ...],
+    agent: bytes,
+    cache: Path,
+    scratch: Path,
+    progress: Callable[[str], None],
 ) -> Made:
     files: dict[str, tuple[bytes, bool]] = {}
     modules: dict[str, bytes] = {}
@@ -206,7 +219,7 @@ def _made(
     if not xen or not vmlinuz:
         raise EnvironmentLackError("the packages hold no hypervisor or no kernel")
     busybox = static_busybox(cache, progress)
-    entries = _entries(files, modules, vmlinuz, busybox)
+    entries = _entries(files, modules, vmlinuz, busybox, agent)
     return Made(
         files={"xen": xen, "vmlinuz": vmlinuz, "initrd": archive(entries)},
         facts={"version": version},
@@ -231,7 +244,11 @@ def _modules(opened: Archive) -> dict[str, bytes]:
 
 
 def _entries(
-    files: dict[str, tuple[bytes, bool]], modules: dict[str, bytes], vmlinuz: bytes, busybox: bytes
+    files: dict[str, tuple[bytes, bool]],
+    modules: dict[str, bytes],
+    vmlinuz: bytes,
+    busybox: bytes,
+    agent: bytes,
 ) -> Iterator[Entry]:
     xen = next(match[1] for name in files if (match := _PROGRAM.fullmatch(name)) and match[1])
     order = load_order(modules, MODULES)
@@ -239,7 +256,8 @@ def _entries(
     content = {
         **files,
         "bin/busybox": (busybox, True),
-        "init": (_INIT.format(xen=xen, end=END).encode(), True),
+        "bin/agent": (agent, True),
+        "init": (_INIT.format(xen=xen, end=END, port=AGENT_PORT).encode(), True),
         "modules/order": ("\n".join(order).encode(), False),
         **{f"modules/{name}.ko": (modules[name], False) for name in order},
         "etc/ld.so.conf": ("".join(f"/{path}\n" for path in libraries).encode(), False),

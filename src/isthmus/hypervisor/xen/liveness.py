@@ -1,0 +1,143 @@
+"""Whether a guest lives on a Xen host: what the hypervisor says, its vCPUs, its console's log.
+
+A guest can crash, can print its death, or can spin without a word where its kernel met an
+instruction it lacks (RDTSCP after a move to Nehalem: seen in the lab, in ``oops_begin``).  So a
+vCPU that is never blocked and stays within one cache line or two is taken for stuck, and the
+console is read where xenconsoled keeps a log of it (``xenconsoled --log=guest``).
+"""
+
+import asyncio
+import re
+import time
+
+from isthmus.guest.console import Kind, find_death
+from isthmus.hypervisor.xen.host import Domain, parse_list
+from isthmus.hypervisor.xen.runner import Runner
+from isthmus.values import Value
+
+SAMPLES = 8
+"""How many looks at its vCPUs a verdict needs at least."""
+
+NEAR = 128
+"""Within how many bytes the instructions of a loop that waits for ever lie."""
+
+CONSOLE_TAIL = 64 << 10
+_RIP = re.compile(r"^rip: (?:[0-9a-f]{4}:)?([0-9a-f]{8,16})", re.MULTILINE)
+
+_LOOK = """
+xl list
+echo --- ; n=0
+while [ $n -lt {vcpus} ]; do xenctx {number} $n 2>/dev/null | grep '^rip:'; n=$((n+1)); done
+echo ---
+for f in /proc/$(pidof xenconsoled)/fd/*; do
+  case $(readlink $f) in */guest-{name}.log|*/guest-{name}--incoming.log) log=$(readlink $f) ;; esac
+done
+[ -n "$log" ] && tail -c +$(({skip} + 1)) $log | tail -c {tail}
+true
+"""
+
+_SIZE = """
+for f in /var/log/xen/console/guest-{name}.log /var/log/xen/console/guest-{name}--incoming.log; do
+  [ -f $f ] && stat -c %s $f
+done
+true
+"""
+
+
+class Look(Value, frozen=True):
+    """One look at a guest.
+
+    Its row of ``xl list`` (None: there is none), where each vCPU stands, and what its console has
+    said since it came.
+    """
+
+    domain: Domain | None
+    positions: tuple[int, ...]
+    console: str
+
+
+class Evidence(Value, frozen=True):
+    """What a watch found: whether the guest lives, how long it was watched (s), and why not."""
+
+    alive: bool
+    watched_s: float
+    reason: str = ""
+
+
+async def look(runner: Runner, name: str, number: int, vcpus: int, *, skip: int = 0) -> Look:
+    """Look at a guest once.
+
+    :param skip: how many bytes of its console's log are older than the guest's arrival.
+    """
+    script = _LOOK.format(number=number, vcpus=vcpus, name=name, skip=skip, tail=CONSOLE_TAIL)
+    return look_from(await runner.told(script), name)
+
+
+def look_from(text: str, name: str) -> Look:
+    """Read what the script of :func:`look` says."""
+    listed, _, rest = text.partition("---\n")
+    registers, _, console = rest.partition("---\n")
+    return Look(
+        domain=parse_list(listed).get(name),
+        positions=tuple(int(match[1], 16) for match in _RIP.finditer(registers)),
+        console=console,
+    )
+
+
+async def console_size(runner: Runner, name: str) -> int:
+    """How large the log is that the console of a guest of that name will go on with."""
+    sizes = (await runner.told(_SIZE.format(name=name))).split()
+    return max((int(size) for size in sizes if size.isdigit()), default=0)
+
+
+async def watch(
+    runner: Runner, name: str, number: int, vcpus: int, *, seconds: float, skip: int = 0
+) -> Evidence:
+    """Watch a guest for ``seconds``, and until there were enough looks.
+
+    It ends early once the console shows the guest at work: three looks with something new.
+    """
+    begun = time.monotonic()
+    looks: list[Look] = []
+    news = 0
+    while True:
+        one = await look(runner, name, number, vcpus, skip=skip)
+        elapsed = time.monotonic() - begun
+        if reason := dead(one):
+            return Evidence(alive=False, watched_s=elapsed, reason=reason)
+        news += bool(looks) and len(one.console) != len(looks[-1].console)
+        looks.append(one)
+        if news >= 3:
+            return Evidence(alive=True, watched_s=elapsed)
+        if elapsed >= seconds and len(looks) >= SAMPLES:
+            reason = stuck(looks)
+            return Evidence(alive=not reason, watched_s=elapsed, reason=reason)
+        await asyncio.sleep(0.2)
+
+
+def dead(one: Look) -> str:
+    """Why the guest is dead by one look; empty if it does not show that."""
+    death = find_death(one.console.encode())
+    # That some program was killed may be its own affair, unless it met an instruction it lacks.
+    if death is not None and (death.kind is not Kind.KILLED_BY_SIGNAL or "opcode" in death.trap):
+        return death.headline
+    if one.domain is None or one.domain.gone:
+        return "the guest is gone"
+    if one.domain.down:
+        return f"the guest has {one.domain.down}"
+    return ""
+
+
+def stuck(looks: list[Look]) -> str:
+    """Which vCPU stands in a loop without an end; empty if none does.
+
+    A vCPU that waits in the hypervisor stands at one place, too, so only a guest that is never
+    blocked, and uses up its time, is suspected.
+    """
+    seen = [one for one in looks if one.domain is not None]
+    if len(seen) < SAMPLES or any(one.domain.state[1] == "b" for one in seen if one.domain):
+        return ""
+    for vcpu, places in enumerate(zip(*(one.positions for one in seen), strict=False)):
+        if len(places) >= SAMPLES and max(places) - min(places) < NEAR:
+            return f"vCPU {vcpu} stays at {min(places):#x} and is never idle"
+    return ""

@@ -1,0 +1,222 @@
+"""One ``xl migrate`` with our filter in its transport, and the way back in our hands.
+
+The stream goes from the source's ``xl migrate`` through this machine to the destination's ``xl
+migrate-receive``; neither host has to reach the other, and nothing of ours is installed there::
+
+    xl migrate -> cat > FIFO | runner | filter | runner | xl migrate-receive
+    xl migrate <- cat < FIFO | runner |  (us)  | runner | its answers
+
+``xl migrate`` runs on its own at the source and not below us: if this process is killed, its FIFOs
+break, ``xl`` finds its transport at an end and resumes the guest, as long as it may.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from isthmus.errors import HypervisorError
+from isthmus.hypervisor.xen.handshake import BANNER, READY, Backwards, failed, started
+from isthmus.hypervisor.xen.runner import Runner
+
+ENDING_S = 60.0
+"""How long ``xl`` may take to put its half away once it knows how the move ended."""
+
+_TAIL = 4000
+_FOLDER = re.compile(r"/tmp/isthmus-[A-Za-z0-9.]+")  # noqa: S108  (made by mktemp -d)
+
+# The FIFO that goes back is opened for both ways by the shell that starts xl, so that neither side
+# waits for the other; xl's transport program ends with xl, which sees both of its pipes close.
+_PREPARE = """
+D=$(mktemp -d /tmp/isthmus-XXXXXX) && mkfifo -m 600 $D/out $D/in && echo $D
+"""
+_START = """
+cd / ; D={folder}
+(setsid sh -c 'xl migrate -s "" {guest} "cat < {folder}/in & exec cat > {folder}/out" \
+ > {folder}/log 2>&1 < /dev/null; echo $? > {folder}/status.new; \
+ mv {folder}/status.new {folder}/status' > /dev/null 2>&1 < /dev/null &)
+"""
+
+
+class Transfer:
+    """One move of one guest; used once, in the order of its methods."""
+
+    def __init__(
+        self,
+        guest: str,
+        source: Runner,
+        destination: Runner,
+        filtering: Sequence[str],
+        logs: Path,
+    ) -> None:
+        """:param filtering: a program that passes the stream from its input to its output."""
+        self.guest = guest
+        self.source = source
+        self.destination = destination
+        self._filtering = tuple(filtering)
+        self._logs = logs
+        self._folder = ""
+        self._children: list[asyncio.subprocess.Process] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._back: Backwards | None = None
+        self._told_source = False
+
+    @property
+    def folder(self) -> str:
+        """The folder at the source where its half of the transport lies."""
+        return self._folder
+
+    async def open(self) -> None:
+        """Lay the transport; the guest is not touched.
+
+        :raises HypervisorError: a host is not reached.
+        """
+        said = (await self.source.told(_PREPARE)).strip()
+        if not _FOLDER.fullmatch(said):
+            raise HypervisorError(f"{self.source.address}: mktemp says {said[:80]!r}")
+        self._folder = said
+        first, second = os.pipe(), os.pipe()
+        try:
+            reading = await self.source.start(
+                f"exec cat {said}/out", stdout=first[1], stderr=asyncio.subprocess.DEVNULL
+            )
+            with (self._logs / "filter.log").open("wb") as log:
+                filtering = await asyncio.create_subprocess_exec(
+                    *self._filtering, stdin=first[0], stdout=second[1], stderr=log
+                )
+            with (self._logs / "receiver.log").open("wb") as log:
+                receiver = await self.destination.start(
+                    "exec xl migrate-receive", stdin=second[0], stderr=log.fileno()
+                )
+            back = await self.source.start(
+                f"exec cat > {said}/in",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        finally:
+            for descriptor in (*first, *second):
+                os.close(descriptor)
+        self._children = [reading, filtering, receiver, back]
+        assert receiver.stdout is not None
+        assert back.stdin is not None
+        self._back = Backwards(receiver.stdout, self.destination.address)
+        self._writer = back.stdin
+
+    async def send(self) -> None:
+        """Start ``xl migrate``, and wait until the destination holds the whole guest.
+
+        Neither copy runs when this returns, and the source waits for its word.
+
+        :raises HypervisorError: it failed; the source's ``xl`` resumes the guest.
+        """
+        assert self._back is not None
+        guest = shlex.quote(self.guest)
+        await self.source.told(_START.format(folder=self._folder, guest=guest))
+        await self._back.expect(BANNER)
+        await self._tell(BANNER)
+        await self._back.expect(READY)
+
+    async def let_start(self) -> int:
+        """Tell the source that the destination is ready; returns the destination's status.
+
+        From the first moment of this the guest may run on the destination.  0: it has started.
+        """
+        assert self._back is not None
+        self._told_source = True
+        await self._tell(READY)
+        return await self._back.status()
+
+    async def accept(self) -> None:
+        """Let the source destroy its copy, and wait until it has.
+
+        :raises HypervisorError: it did not say so.
+        """
+        await self._tell(started())
+        if await self._ended() != 0:
+            raise HypervisorError(f"{self.source.address}: xl migrate: {await self.last_words()}")
+
+    async def refuse(self, status: int = 0) -> None:
+        """Let the source resume its copy, and wait until it has.
+
+        The destination's copy must be gone for certain.
+        """
+        await self._tell(failed(status))
+        await self._ended()
+
+    async def last_words(self) -> str:
+        """What the three programs complained of, for the record."""
+        texts = [_tail(self._logs / name) for name in ("receiver.log", "filter.log")]
+        if self._folder:
+            with contextlib.suppress(HypervisorError):
+                said = await self.source.ask(f"tail -c {_TAIL} {self._folder}/log")
+                (self._logs / "source.log").write_text(said.out, encoding="utf-8")
+                texts.append(said.out)
+        return "; ".join(dict.fromkeys(line for text in texts for line in _complaints(text)))[:1500]
+
+    async def close(self) -> None:
+        """Take the transport away.  A source that was told nothing resumes its guest."""
+        if self._writer is not None:
+            self._writer.close()
+        for child in self._children:
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    child.terminate()
+        for child in self._children:
+            await child.wait()
+
+    async def settled(self) -> bool:
+        """Wait until the source's ``xl`` has ended after :meth:`close`; whether it has."""
+        return not self._folder or await self._ended() is not None
+
+    async def clean(self) -> None:
+        """Remove what lies at the source."""
+        if self._folder:
+            with contextlib.suppress(HypervisorError):
+                await self.source.ask(f"rm -rf {self._folder}")
+
+    async def _tell(self, message: bytes) -> None:
+        assert self._writer is not None
+        try:
+            self._writer.write(message)
+            await self._writer.drain()
+        except OSError as error:
+            raise HypervisorError(f"{self.source.address}: xl migrate has hung up") from error
+
+    async def _ended(self) -> int | None:
+        """The exit status of the source's ``xl``; None if it does not end, or never began."""
+        deadline = time.monotonic() + ENDING_S
+        script = f"cat {self._folder}/status 2>/dev/null || ls {self._folder}/log 2>/dev/null"
+        while time.monotonic() < deadline:
+            said = (await self.source.ask(script)).out.strip()
+            if said.isdigit():
+                return int(said)
+            if not said:
+                return 0  # xl was never started
+            await asyncio.sleep(0.3)
+        return None
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+    except OSError:
+        return ""
+
+
+# Lines in which xl and libxl say no more than that they have failed, or how far they are.
+_IDLE = re.compile(
+    r"migration (sender|target): (Ready|Transfer|Target has|Giving|Got)"
+    r"|^(xc: (info|progress|Frames)|Saving to|Loading new|Savefile|Parsing config)"
+    r"|Saving\.\.\.|Memory: \d|Migration failed"
+)
+_LINE_LIMIT = 240
+
+
+def _complaints(text: str) -> list[str]:
+    lines = (line.strip() for line in re.split(r"[\r\n]+", text))
+    return [line[:_LINE_LIMIT] for line in lines if line and not _IDLE.search(line)][-6:]
