@@ -291,13 +291,21 @@ class _Run:
             self.destination.monitor,
             seconds=self.options.verify_s,
             console=folder / "console.log" if folder else None,
-            payload=folder / "payload.log" if folder else None,
+            payload=folder / "payload.log" if folder and self._reported() else None,
             translated=self.destination.translator is not None,
         )
         if not evidence.alive:
             raise _DeadOnArrivalError(
                 f"the guest does not live on the destination: {evidence.reason}"
             )
+
+    def _reported(self) -> bool:
+        """Whether a payload has reported at the source: who never did is not missed here."""
+        folder = self.source.side.directory
+        try:
+            return folder is None or (folder / "payload.log").stat().st_size > 0
+        except OSError:
+            return True
 
     async def commit(self) -> None:
         """The destination has proved itself: it is the guest, and the source is destroyed."""

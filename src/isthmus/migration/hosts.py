@@ -43,7 +43,10 @@ from isthmus.values import Value
 
 
 class Machine(Value, frozen=True):
-    """What a lab guest is, apart from its CPU: memory in MiB, vCPUs, what it boots."""
+    """What a lab guest is, apart from its CPU: memory in MiB, vCPUs, what it boots.
+
+    ``paravirtual``: what the hypervisor offers it besides, as in :class:`LaunchSpec`.
+    """
 
     kernel: Path
     initrd: Path
@@ -51,6 +54,7 @@ class Machine(Value, frozen=True):
     memory_mib: int = 256
     vcpus: int = 1
     disk: Path | None = None
+    paravirtual: tuple[str, ...] = ()
 
 
 class Hosts:
@@ -147,6 +151,7 @@ class Hosts:
             name=name,
             uuid=str(uuid.uuid4()),
             disk=machine.disk,
+            paravirtual=machine.paravirtual,
         )
         running = await process.start(
             spec, self.store.hop_folder(name, 0), lives_with_parent=lives_with_parent

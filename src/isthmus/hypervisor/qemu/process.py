@@ -32,8 +32,9 @@ _SOCKET_PATH_LIMIT = 107  # bytes; sun_path in linux/un.h is 108 with its NUL
 class LaunchSpec(Value, frozen=True):
     """All that decides what machine the guest sees; equal on both sides but for ``cpu``'s host.
 
-    ``cpu`` is QEMU's whole ``-cpu`` argument, ``memory_mib`` the guest's memory in MiB, ``disk``
-    an optional raw image shared by both sides.
+    ``cpu`` is QEMU's whole ``-cpu`` argument but for ``paravirtual``, its words for what the
+    hypervisor itself offers (QEMU docs/system/i386/hyperv.rst); ``memory_mib`` the guest's memory
+    in MiB, ``disk`` an optional raw image shared by both sides.
     """
 
     qemu: Path
@@ -48,6 +49,7 @@ class LaunchSpec(Value, frozen=True):
     name: str = "guest"
     uuid: str = ""
     disk: Path | None = None
+    paravirtual: tuple[str, ...] = ()
 
     def arguments(self, directory: Path, *, incoming: bool) -> list[str]:
         """The whole command line for a process whose files lie in ``directory``."""
@@ -55,7 +57,8 @@ class LaunchSpec(Value, frozen=True):
             str(self.qemu), "-name", f"guest={_escaped(self.name)},process=isthmus-{self.name[:7]}",
             "-no-user-config", "-nodefaults", "-display", "none",
             "-machine", self.machine, "-accel", self.accelerator.value,
-            "-cpu", self.cpu, "-smp", str(self.vcpus), "-m", f"{self.memory_mib}M",
+            "-cpu", ",".join([self.cpu, *self.paravirtual]),
+            "-smp", str(self.vcpus), "-m", f"{self.memory_mib}M",
             # A guest that resets or powers off stays as evidence instead of vanishing.
             "-action", "reboot=shutdown,shutdown=pause,panic=pause",
             "-rtc", "base=utc,clock=host",

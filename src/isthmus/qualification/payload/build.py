@@ -64,7 +64,7 @@ def compiled(
     """
     for name, text in files.items():
         (scratch / name).write_bytes(text)
-    units = [name for name in files if name.endswith(".c")]
+    units = [name for name in files if name.endswith((".c", ".S"))]
     done = _run([compiler, *flags, "-o", "program", *units], scratch)
     if done.returncode != 0:
         raise EnvironmentLackError(

@@ -30,6 +30,7 @@ VERIFY_S = 120.0
 """How long a move watches for the payload's reports; it goes on as soon as they come."""
 
 MEMORY_MIB = 128
+BARE_MEMORY_MIB = 32
 
 
 class Moved(Value, frozen=True):
@@ -85,6 +86,7 @@ class Bench:
         image: GuestImage | None = None,
         clock: str = "kvm-clock",
         words: str = "",
+        paravirtual: tuple[str, ...] = (),
     ) -> AsyncIterator[str]:
         """A guest on ``host`` whose payload has reported, by its name; it ends with the block.
 
@@ -93,6 +95,7 @@ class Bench:
         :param options: of its payload (``docs/payload.md``).
         :param image: what it boots, if not the usual image of ``kernel``.
         :param words: more words for its kernel's command line.
+        :param paravirtual: what its hypervisor offers it besides, in QEMU's words.
         """
         self._started += 1
         name = f"self{self._started}"
@@ -107,6 +110,7 @@ class Bench:
             command_line=f"{line} {words}".strip(),
             memory_mib=MEMORY_MIB,
             vcpus=vcpus,
+            paravirtual=paravirtual,
         )
         self.note(f"a guest boots on {host}")
         self._forget(name)
@@ -117,6 +121,25 @@ class Bench:
                 f"the guest on {host} comes up",
                 alive=started,
             )
+            yield name
+        finally:
+            await asyncio.to_thread(self._forget, name)
+
+    @contextlib.asynccontextmanager
+    async def bare_guest(
+        self, host: str, boot: GuestImage, words: str, *, level_with: Iterable[str] = ()
+    ) -> AsyncIterator[str]:
+        """A guest on ``host`` that has no payload, by its name; it ends with the block.
+
+        :param boot: what it boots, a kernel of its own; ``words``: that one's command line.
+        """
+        self._started += 1
+        name = f"self{self._started}"
+        machine = Machine(boot.kernel, boot.initrd, words, memory_mib=BARE_MEMORY_MIB)
+        shown = level([self.hosts.offered(each) for each in (host, *level_with)]).model
+        self._forget(name)
+        await self.hosts.start(name, host, machine, shown=shown, lives_with_parent=True)
+        try:
             yield name
         finally:
             await asyncio.to_thread(self._forget, name)

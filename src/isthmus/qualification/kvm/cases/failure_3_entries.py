@@ -1,0 +1,201 @@
+"""Failure 3: 32-bit programs of a 64-bit guest enter its kernel by INT 80h, SYSENTER, SYSCALL.
+
+Which of them a CPU has in compatibility mode, and what KVM does about it (Linux arch/x86/kvm/):
+
+- SYSENTER is #UD on AMD's (APM vol. 3).  KVM emulates it where the guest is shown Intel (emulate.c,
+  em_sysenter), and keeps the upper halves of the two addresses that AMD's VMCB has no room for
+  (svm/svm.c, svm_set_msr) in that case only.  So a guest that was shown AMD comes to Intel, where
+  SYSENTER is legal and not intercepted, with both addresses cut short.
+- SYSCALL is #UD on Intel's (SDM vol. 2B).  KVM emulates it where the guest is not shown Intel
+  (em_syscall).  A Linux that was shown Intel leaves CSTAR 0 (arch/x86/kernel/cpu/common.c,
+  wrmsrl_cstar), and on AMD SYSCALL is legal and not intercepted: it enters at 0.
+- INT 80h is the same everywhere, and the vDSO has what the kernel chose by the maker it was shown.
+
+The programs are ``guests/entries.S``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from isthmus.baseline.level import level
+from isthmus.cpu.model import CpuModel
+from isthmus.errors import IsthmusError
+from isthmus.places import cache_folder
+from isthmus.qualification.kvm.cases.bench import Bench
+from isthmus.qualification.kvm.cases.case import Case, Part, last_lines, part
+from isthmus.qualification.kvm.guests import entry_program
+from isthmus.qualification.lab.image import GuestImage, build_image
+from isthmus.qualification.lab.initramfs import file, folder
+from isthmus.values import Value
+
+AMD, INTEL = "kvm:epyc", "kvm:haswell"
+
+# What `check` predicts of these guests, and what this case is there to see.
+ACCEPTED = ("compat-entry-at-zero", "sysenter-cut-short")
+
+LINES = 3
+"""How many lines of each program are waited for on each host."""
+
+DEATHS = ("Oops:", "Kernel panic", "double fault", "BUG: unable to handle", "BUG: kernel NULL")
+
+_FACTOR = 1664525
+_STEPS = (1, 1, 1 - 22)
+"""As in entries.S: a round adds 1 and what each of its three calls returns; 22 is EINVAL."""
+
+_LINE = re.compile(r"entry (\w+) +([0-9a-f]{8}) ([0-9a-f]{8}) ([0-9a-f]{8})\r?\n")
+
+
+class Told(Value, frozen=True):
+    """What a program said so far: how many lines, its rounds and the faults among them."""
+
+    lines: int = 0
+    rounds: int = 0
+    faults: int = 0
+    wrong: str = ""
+
+
+def read_programs(console: str) -> dict[str, Told]:
+    """What each program has said, by the name of its entry.
+
+    The kernel prints between their lines and sometimes into one, which is then not counted.
+    """
+    told: dict[str, Told] = {}
+    for match in _LINE.finditer(console):
+        rounds, total, faults = (int(match[n], 16) for n in range(2, 5))
+        before = told.get(match[1], Told())
+        wrong = before.wrong
+        if rounds <= before.rounds or faults < before.faults:
+            wrong = wrong or f"counted {rounds} after {before.rounds}"
+        # A move can come between the calls of one round, and the later ones fault.
+        if total not in _sums(rounds - faults, more=2 * min(faults, 4)):
+            wrong = wrong or f"summed {total:08x} in {rounds} rounds with {faults} faults"
+        told[match[1]] = Told(before.lines + 1, rounds, faults, wrong)
+    return told
+
+
+def _sums(rounds: int, *, more: int) -> set[int]:
+    total = 1
+    for _ in range(rounds):
+        for step in _STEPS:
+            total = (total * _FACTOR + step) & 0xFFFFFFFF
+    found = {total}
+    for number in range(more):
+        total = (total * _FACTOR + _STEPS[number % 3]) & 0xFFFFFFFF
+        found.add(total)
+    return found
+
+
+def image_with(entries: Sequence[str]) -> GuestImage:
+    """The guest's image with these programs in it."""
+    cache = cache_folder()
+    programs = [
+        file(f"beside/{entry}", entry_program(cache, entry), executable=True) for entry in entries
+    ]
+    return build_image(cache=cache, more=[folder("beside"), *programs])
+
+
+def of_maker(bench: Bench, host: str) -> CpuModel:
+    """The level of both hosts under the identity of ``host``."""
+    offers = [bench.hosts.offered(each) for each in (AMD, INTEL)]
+    own = bench.hosts.offered(host)
+    return level(offers).model.replace(
+        vendor=own.vendor, family=own.family, model=own.model, stepping=own.stepping,
+        brand=own.brand,
+    )  # fmt: skip
+
+
+async def served(
+    bench: Bench, about: str, shown: CpuModel, journey: Sequence[str], entries: Sequence[str]
+) -> Part:
+    """A guest whose programs' entries all work on each host of ``journey``."""
+    seen: list[str] = []
+    wrong = ""
+    image = image_with(entries)
+    async with bench.guest(journey[0], shown=shown, image=image) as name:
+        for hop, host in enumerate(journey):
+            if hop:
+                moved = await bench.move(name, host, accepted=ACCEPTED)
+                if not moved.committed:
+                    wrong = f"{moved.outcome} at {_plain(host)}: {moved.why}"
+                    break
+            told = await _further(bench, name, entries)
+            counts = ", ".join(f"{entry} {told[entry].rounds}" for entry in entries)
+            seen.append(f"{_plain(host)}: {counts}")
+            bad = [f"{e}: {told[e].wrong or 'faults'}" for e in entries if _bad(told[e])]
+            if bad:
+                wrong = f"on {_plain(host)} {', '.join(bad)}"
+                break
+        console = "\n".join(match[0].strip() for match in _LINE.finditer(bench.consoles(name)))
+    return part(
+        f"{about}, {' to '.join(_plain(host) for host in journey)}: {', '.join(entries)}",
+        "all serve on each host, no call lost",
+        wrong or f"rounds so far: {'; '.join(seen)}; no fault",
+        holds=not wrong,
+        console=last_lines(console, lines=6),
+    )
+
+
+def _bad(told: Told) -> bool:
+    return bool(told.wrong or told.faults)
+
+
+async def attacked(
+    bench: Bench, about: str, shown: CpuModel, journey: tuple[str, str], entry: str
+) -> Part:
+    """A guest one program of which uses an entry that its home forbids, and that kills abroad."""
+    home, abroad = journey
+    image = image_with((entry,))
+    async with bench.guest(home, shown=shown, image=image) as name:
+        told = (await _further(bench, name, (entry,)))[entry]
+        forbidden = told.faults == told.rounds and not told.wrong
+        verdict = bench.hosts.check(bench.read(name), abroad, accepted=())
+        rules = sorted({finding.rule for finding in verdict.findings} & set(ACCEPTED))
+        moved = await bench.move(name, abroad, accepted=ACCEPTED)
+        word = await bench.says(name, *DEATHS)
+        console = bench.consoles(name)
+    return part(
+        f"{about}, {_plain(home)} to {_plain(abroad)}: {entry} by hand",
+        "SIGILL at home; foretold by a rule; the guest's kernel dies abroad",
+        f"{'SIGILL' if forbidden else f'{told.rounds - told.faults} calls served'} at home; "
+        f"foretold by {', '.join(rules) or 'no rule'}; {moved.outcome}, {word or 'no death'}",
+        holds=forbidden and bool(rules) and word is not None,
+        console=last_lines(console, next((w for w in DEATHS if w in console), "")),
+    )
+
+
+async def _further(bench: Bench, name: str, entries: Sequence[str]) -> Mapping[str, Told]:
+    """Wait until each program has said so many lines more."""
+    before = {entry: told.lines for entry, told in read_programs(bench.consoles(name)).items()}
+
+    def far() -> bool:
+        told = read_programs(bench.consoles(name))
+        return all(
+            entry in told and told[entry].lines >= before.get(entry, 0) + LINES for entry in entries
+        )
+
+    try:
+        await bench.until(far, "the 32-bit programs go on", alive=bench.read(name))
+    except IsthmusError as error:
+        told = read_programs(bench.consoles(name))
+        stopped = Told(wrong=error.message)
+        return {entry: told.get(entry, stopped).replace(wrong=error.message) for entry in entries}
+    return read_programs(bench.consoles(name))
+
+
+def _plain(host: str) -> str:
+    return host.removeprefix("kvm:")
+
+
+async def run(bench: Bench) -> list[Part]:
+    """Both identities there and back, then the two entries that a move turns into a hole."""
+    amd, intel = of_maker(bench, AMD), of_maker(bench, INTEL)
+    back = (AMD, INTEL, AMD)
+    return [
+        await served(bench, "shown Intel", intel, back, ("int80", "vdso", "sysenter")),
+        await served(bench, "shown AMD", amd, back, ("int80", "vdso", "syscall")),
+        await attacked(bench, "shown AMD", amd, (AMD, INTEL), "sysenter"),
+        await attacked(bench, "shown Intel", intel, (INTEL, AMD), "syscall"),
+    ]
+
+
+CASE = Case(3, "32-bit programs by INT 80h, SYSENTER, SYSCALL", ("epyc", "haswell"), run)
