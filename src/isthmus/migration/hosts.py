@@ -175,6 +175,7 @@ class Hosts:
             accepted=accepted,
             hypervisor=self.accelerator.value,
             repairs=("repairs-hypercalls",) if rewrite else (),
+            source=self._source(guest),
         )
 
     async def move(
@@ -214,6 +215,13 @@ class Hosts:
                 checkpoint=checkpoint,
                 adopt=lambda record: adopt(self.store, record),
             )
+
+    def _source(self, guest: Guest) -> CpuModel | None:
+        """What the guest's present host can do; None where that is not known any more."""
+        try:
+            return self.offered(guest.host)
+        except InputError:
+            return None
 
     def _plan(
         self,
