@@ -11,11 +11,12 @@ import asyncio
 from isthmus.errors import IsthmusError
 from isthmus.places import cache_folder
 from isthmus.qualification.kvm.cases.bench import Bench, Moved
+from isthmus.qualification.kvm.cases.beside import image_with
 from isthmus.qualification.kvm.cases.case import Case, Part, last_lines, part
-from isthmus.qualification.kvm.cases.contention import SAYS, contending_image
 from isthmus.translate.rewrite.record import HYPERCALLS, read_record
 
 HOME, ABROAD = "kvm:opteron3", "kvm:haswell"
+SAYS = "contend: "
 VCPUS = 3  # an interrupt for one other CPU alone is sent without a hypercall
 RULE = "hypercall-instruction"
 DEATH = "BUG: unable to handle page fault"
@@ -30,7 +31,7 @@ async def run(bench: Bench) -> list[Part]:
 
 
 async def _dies(bench: Bench) -> Part:
-    image = await asyncio.to_thread(contending_image, cache_folder(), bench.note)
+    image = await asyncio.to_thread(image_with, "contend", cache_folder(), bench.note)
     async with bench.guest(HOME, vcpus=VCPUS, options=QUIET, image=image) as name:
         await _contends(bench, name)
         refused = await bench.move(name, ABROAD, translate=False, accepted=BESIDES)
@@ -48,7 +49,7 @@ async def _dies(bench: Bench) -> Part:
 
 
 async def _levelled(bench: Bench) -> Part:
-    image = await asyncio.to_thread(contending_image, cache_folder(), bench.note)
+    image = await asyncio.to_thread(image_with, "contend", cache_folder(), bench.note)
     async with bench.guest(
         HOME, level_with=(ABROAD,), vcpus=VCPUS, options=QUIET, image=image
     ) as name:
@@ -64,7 +65,7 @@ async def _levelled(bench: Bench) -> Part:
 
 
 async def _rewritten(bench: Bench) -> Part:
-    image = await asyncio.to_thread(contending_image, cache_folder(), bench.note)
+    image = await asyncio.to_thread(image_with, "contend", cache_folder(), bench.note)
     async with bench.guest(HOME, vcpus=VCPUS, options=QUIET, image=image) as name:
         await _contends(bench, name)
         moved = await bench.move(name, ABROAD, accepted=BESIDES)
