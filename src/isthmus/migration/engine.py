@@ -18,9 +18,10 @@ from pathlib import Path
 import msgspec
 from qemu.qmp import EventListener
 
-from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
+from isthmus.errors import HypervisorError, IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process, stream, through_file
 from isthmus.hypervisor.qemu.through_file import Deposit
+from isthmus.migration import arrival
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.record import (
@@ -236,6 +237,7 @@ class _Run:
                 uri, lambda transfer: self.observer(Progress(phase=Phase.MOVING, transfer=transfer))
             )
             await self.enter(Phase.SWITCHED)
+            await self._arrived()
             await self._start()
             resumed = await _last_stamp(resumes, patience_s=5.0)
             stopped = await _last_stamp(stops, patience_s=0.0)
@@ -262,9 +264,28 @@ class _Run:
         )
         await through_file.load(self.destination.monitor, deposit, listening, saved)
         await self.enter(Phase.SWITCHED)
+        await self._arrived()
         await self._start()
         took_ms = (time.monotonic() - begun) * 1000
         self.journal.measure(Figures(total_ms=took_ms, downtime_ms=took_ms, moved_bytes=saved.size))
+
+    async def _arrived(self) -> None:
+        """Compare what both sides have in their registers, while both stand still.
+
+        Not where QEMU emulates the CPU: nobody refuses its state, and asking would add to the downtime.
+
+        :raises HypervisorError: the destination's hypervisor did not take the guest's state.
+        """
+        if self.source.emulated:
+            return
+        here, there = await asyncio.gather(
+            self.source.monitor.human(arrival.COMMAND),
+            self.destination.monitor.human(arrival.COMMAND),
+        )
+        if missing := arrival.lost(here, there):
+            raise HypervisorError(
+                f"the destination's hypervisor did not take the guest's registers: {missing}"
+            )
 
     async def _start(self) -> None:
         """Let the destination run.  The journal says so first: it may have run from here on."""

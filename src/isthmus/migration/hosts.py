@@ -7,7 +7,7 @@ file.  The hosts are named CPU models; what each truly offers is asked of QEMU.
 import contextlib
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -40,6 +40,9 @@ from isthmus.translate.rewrite.record import read_record as read_rewritten
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.translate.table import Placement
 from isthmus.values import Value
+
+ASSURED = ("vendor-stated", "cpu-enforced", "registers-compared")
+"""What a move between these hosts always sees to (``divergence/data/facts.json``)."""
 
 
 class Machine(Value, frozen=True):
@@ -204,7 +207,9 @@ class Hosts:
             translatable=by.covered,
             accepted=accepted,
             hypervisor=self.accelerator.value,
-            repairs=("repairs-hypercalls",) if rewrite else (),
+            manager="qemu",
+            assured=(*ASSURED, *(("repairs-hypercalls",) if rewrite else ())),
+            source=self._source(guest),
         )
 
     async def move(
@@ -216,9 +221,11 @@ class Hosts:
         accepted: Collection[str] = (),
         observer: engine.Observer = lambda _: None,
         checkpoint: engine.Checkpoint = engine.nothing,
+        alter: Callable[[LaunchSpec], LaunchSpec] = lambda spec: spec,
     ) -> MigrationRecord:
         """Move a guest to ``host``.
 
+        :param alter: changes how the destination is launched; tests make it refuse there.
         :raises RefusedError: preflight found what could not work; nothing was touched.
         :raises RolledBackError: it failed and the guest runs on its source.
         :raises UndecidedError: the operator has to decide.
@@ -236,6 +243,8 @@ class Hosts:
             verdict.require()
             translation = translation_for(guest, verdict, by, warn_share=options.warn_share)
             plan = self._plan(guest, host, verdict, translation, options)
+            if plan.spec is not None:
+                plan = msgspec.structs.replace(plan, spec=alter(plan.spec))
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -244,6 +253,13 @@ class Hosts:
                 checkpoint=checkpoint,
                 adopt=lambda record: adopt(self.store, record),
             )
+
+    def _source(self, guest: Guest) -> CpuModel | None:
+        """What the guest's present host can do; None where that is not known any more."""
+        try:
+            return self.offered(guest.host)
+        except InputError:
+            return None
 
     def _plan(
         self,

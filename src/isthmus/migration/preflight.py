@@ -62,17 +62,23 @@ def preflight(
     translatable: frozenset[str] = frozenset(),
     accepted: Collection[str] = (),
     hypervisor: str = "",
-    repairs: Collection[str] = (),
+    manager: str = "",
+    assured: Collection[str] = (),
+    source: CpuModel | None = None,
 ) -> Preflight:
     """Check a guest against a destination host that offers ``offer``.
 
     :param hypervisor: what runs guests on both hosts (``kvm``, ``tcg`` …), empty if unknown.
-    :param repairs: what the mover will put right there (facts of a host, ``data/facts.json``).
+    :param manager: what drives it there (``qemu`` …), empty if unknown.
+    :param assured: what the mover sees to there: facts of a host (``data/facts.json``).
+    :param source: what the source's CPU can do, where that is known.
     """
     shown = shown_on(evidence.shown, offer)
-    here = HostEvidence(hypervisor=hypervisor)
-    there = here.replace(facts=dict.fromkeys(repairs, True))
-    found = findings(evidence, offer, shown, translatable=translatable, here=here, there=there)
+    here = HostEvidence(hypervisor=hypervisor, manager=manager)
+    there = here.replace(facts=dict.fromkeys(assured, True))
+    found = findings(
+        evidence, offer, shown, translatable=translatable, source=source, here=here, there=there
+    )
     return Preflight(
         guest=guest,
         source_host=source_host,

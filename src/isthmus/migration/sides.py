@@ -120,7 +120,7 @@ class Source(_End):
 
     def __init__(self, side: Side) -> None:
         super().__init__(side)
-        self._emulated = False
+        self.emulated = False
 
     async def attach(self) -> None:
         """Connect to the guest, and to its translator if one is armed.
@@ -143,11 +143,11 @@ class Source(_End):
             raise HypervisorError(
                 f"the guest is {state}, not running", remedy="start or resume it first"
             )
-        self._emulated = await stream.is_emulated(self.monitor)
+        self.emulated = await stream.is_emulated(self.monitor)
         await stream.prepare_source(
             self.monitor,
             bandwidth=bandwidth,
-            downtime_limit_ms=0 if self._emulated else downtime_limit_ms,
+            downtime_limit_ms=0 if self.emulated else downtime_limit_ms,
         )
 
     async def hold(self) -> None:
@@ -166,7 +166,7 @@ class Source(_End):
         if self.translator is not None:
             await self.translator.hold()
         # A held guest stands still already, and only its translator may let it run.
-        still = self._emulated and self.translator is None
+        still = self.emulated and self.translator is None
         await stream.send(self.monitor, uri, still=still, progress=progress)
 
     async def resume(self) -> None:

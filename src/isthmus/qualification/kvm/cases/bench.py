@@ -15,6 +15,7 @@ from isthmus.cpu.model import CpuModel
 from isthmus.errors import IsthmusError, RefusedError, RolledBackError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
+from isthmus.hypervisor.qemu.process import LaunchSpec
 from isthmus.migration import engine
 from isthmus.migration.hosts import Machine
 from isthmus.migration.record import MigrationRecord, records
@@ -87,6 +88,7 @@ class Bench:
         clock: str = "kvm-clock",
         words: str = "",
         paravirtual: tuple[str, ...] = (),
+        module: bool = False,
     ) -> AsyncIterator[str]:
         """A guest on ``host`` whose payload has reported, by its name; it ends with the block.
 
@@ -96,6 +98,7 @@ class Bench:
         :param image: what it boots, if not the usual image of ``kernel``.
         :param words: more words for its kernel's command line.
         :param paravirtual: what its hypervisor offers it besides, in QEMU's words.
+        :param module: its image loads the translator's module.
         """
         self._started += 1
         name = f"self{self._started}"
@@ -114,7 +117,9 @@ class Bench:
         )
         self.note(f"a guest boots on {host}")
         self._forget(name)
-        started = await self.hosts.start(name, host, machine, shown=shown, lives_with_parent=True)
+        started = await self.hosts.start(
+            name, host, machine, shown=shown, module=module, lives_with_parent=True
+        )
         try:
             await self.until(
                 lambda: b" tick " in _bytes(started.process.payload),
@@ -157,8 +162,12 @@ class Bench:
         translate: bool | None = None,
         rewrite: bool = True,
         verify_s: float = VERIFY_S,
+        alter: Callable[[LaunchSpec], LaunchSpec] = lambda spec: spec,
     ) -> Moved:
-        """Move a guest as ``isthmus migrate`` does; what fails is told, not raised."""
+        """Move a guest as ``isthmus migrate`` does; what fails is told, not raised.
+
+        :param alter: how the destination is launched otherwise than it should be.
+        """
         self.note(f"it moves to {to}")
         before = set(self.store.journals.glob("*"))
         try:
@@ -169,6 +178,7 @@ class Bench:
                     verify_s=verify_s, translate=translate, rewrite=rewrite, lives_with_parent=True
                 ),
                 accepted=accepted,
+                alter=alter,
             )
         except RefusedError as error:
             return Moved(outcome="refused", why=error.message)
