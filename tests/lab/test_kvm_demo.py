@@ -42,8 +42,10 @@ def three_acts(result: dict, abroad: str) -> tuple[dict, dict, dict]:
     """The acts of a demo that went as it must."""
     without, levelled, translated = result["acts"]
     assert result["engine"] == "kvm"
-    assert without["outcome"] in {"kernel-panic", "kernel-oops", "program-killed"}
-    assert any("invalid opcode" in line for line in without["console"])
+    assert without["outcome"] in {"kernel-panic", "kernel-oops", "program-killed", "hung"}
+    # Without RDTSCP the kernel cannot even tell: it reads its clock for that.
+    told = any("invalid opcode" in line for line in without["console"])
+    assert told or (abroad == "kvm:opteron2" and "rdtscp" in without["explanation"])
     for act in (levelled, translated):
         assert [act["outcome"], [f for f in act["faults"] if "cpuid" not in f]] == ["lived", []]
         assert [move["destination"] for move in act["moves"]] == [abroad, "kvm:phenom"]

@@ -1,4 +1,4 @@
-"""Lab hosts as hosts: who may translate there, from what kind of host it is."""
+"""Lab hosts as hosts: who may translate there, by whether a trial guest stops there."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import pytest
 from isthmus.cpu.model import CpuModel
 from isthmus.errors import RefusedError
 from isthmus.hypervisor.qemu.binary import QemuBinary
-from isthmus.hypervisor.qemu.engine import Accelerator
+from isthmus.hypervisor.qemu.engine import Accelerator, Trial
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.process import LaunchSpec, ProcessIdentity, QemuProcess
+from isthmus.migration import hosts as migration_hosts
 from isthmus.qualification.kvm.host import LabHost, host_models
 from isthmus.qualification.kvm.pool import Asked, LabHosts
 from isthmus.translate.table import Placement
@@ -25,14 +26,13 @@ NOBODY = QemuProcess(
 
 def pool(folder: Path) -> LabHosts:
     """Two hosts that lack what the guest has: one of QEMU's emulation and one of Bochs's."""
-    qemu = QemuBinary(path=Path("qemu"), version=(7, 2, 0))
     cpus = QemuCpus(
         version="7.2.0",
         accelerator=Accelerator.KVM,
         definitions={"host": OLD},
         unavailable={"host": frozenset()},
     )
-    asked = Asked(qemu, cpus, GuestStore(folder / "state", folder / "run"))
+    store = GuestStore(folder / "state", folder / "run")
     hosts = {
         f"kvm:{name}": LabHost(
             name=name, model=host_models()[name], process=NOBODY, streams=(), restored=False,
@@ -40,7 +40,11 @@ def pool(folder: Path) -> LabHosts:
         )
         for name in ("opteron2", "haswell")
     }  # fmt: skip
-    return LabHosts(hosts, dict.fromkeys(hosts, asked))
+    asked = {
+        name: Asked(QemuBinary(path=Path(name) / "qemu", version=(7, 2, 0)), cpus, store)
+        for name in hosts
+    }
+    return LabHosts(hosts, asked)
 
 
 def guest(*, module: bool) -> Guest:
@@ -65,8 +69,16 @@ def guest(*, module: bool) -> Guest:
     ],
 )
 def test_where_no_breakpoint_stops_a_guest_only_its_module_serves_it(
-    tmp_path: Path, host: str, module: bool, placement: Placement | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    module: bool,
+    placement: Placement | None,
 ) -> None:
+    def tried(qemu: QemuBinary, accelerator: Accelerator) -> Trial:
+        return Trial(accelerator=accelerator, works="haswell" in str(qemu.path), reason="tried")
+
+    monkeypatch.setattr(migration_hosts, "try_breakpoint", tried)
     hosts = pool(tmp_path)
     by = hosts.served(guest(module=module), host, translate=True)
     assert by.placement is placement
@@ -75,3 +87,16 @@ def test_where_no_breakpoint_stops_a_guest_only_its_module_serves_it(
     if placement is None:
         with pytest.raises(RefusedError, match="sse4a"):
             verdict.require()
+
+
+def test_where_nothing_is_missing_nothing_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds on an emulated host, and a levelled guest needs no translator."""
+
+    def tried(qemu: QemuBinary, accelerator: Accelerator) -> Trial:
+        raise AssertionError(f"{qemu.path} was tried with {accelerator}")
+
+    monkeypatch.setattr(migration_hosts, "try_breakpoint", tried)
+    level = guest(module=False).replace(shown=OLD)
+    assert not pool(tmp_path).check(level, "kvm:opteron2").blocking

@@ -156,6 +156,29 @@ async def detach(store: GuestStore, name: str, *, force: bool = False) -> Report
         return Report(guest=name, host=guest.host, alive=guest.process.alive(), status=status)
 
 
+def note_module(store: GuestStore, name: str, *, loaded: bool) -> None:
+    """Write down that the guest's kernel has the translator's module loaded, or has it no more.
+
+    :raises RefusedError: it is translated where it is, in another way than is said now.
+    :raises InputError: there is no guest of that name.
+    """
+    with guest_lock(store.locks, name):
+        guest = _at_rest(store, name)
+        if guest.translator is not None and loaded:
+            raise RefusedError(
+                f"{name}: the translator is armed outside, and stops it before its module sees"
+                " anything",
+                remedy=f"isthmus translate detach {name}",
+            )
+        translation = guest.translation
+        if translation is not None and translation.placement is Placement.INSIDE and not loaded:
+            raise RefusedError(
+                f"{name}: its module does {', '.join(translation.features)} for it on {guest.host}",
+                remedy="move it home first",
+            )
+        store.write(msgspec.structs.replace(guest, module=loaded))
+
+
 async def look(store: GuestStore, name: str) -> Report:
     """What is translated for a guest now; changes nothing.
 

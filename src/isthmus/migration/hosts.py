@@ -17,6 +17,7 @@ from isthmus.divergence.rules import GuestEvidence
 from isthmus.errors import InputError, IsthmusError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.binary import QemuBinary, versioned_pc_machine
+from isthmus.hypervisor.qemu.breakpoints import try_breakpoint
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore, level_command
 from isthmus.hypervisor.qemu.models import QemuCpus
@@ -70,6 +71,7 @@ class Hosts:
         self.accelerator = accelerator
         self.cpus = cpus
         self.store = store
+        self._trapping: dict[str, bool] = {}
 
     def offered(self, host: str) -> CpuModel:
         """What ``host`` can show a guest; raises :class:`InputError` for an unknown one."""
@@ -99,18 +101,27 @@ class Hosts:
         """
         return Deposit(path=path, listen=f"unix:{folder / 'file.sock'}")
 
-    def traps(self, host: str) -> bool:  # noqa: ARG002  (QEMU stops at breakpoints itself)
-        """Whether guests on ``host`` stop at breakpoints, which the translator outside needs."""
-        return True
+    def traps(self, host: str) -> bool:
+        """Whether guests on ``host`` stop at breakpoints, which the translator outside needs.
+
+        Tried once for each host; seconds where the host is emulated.
+        """
+        if self.accelerator is Accelerator.TCG:
+            return True  # QEMU executes the guest, so it sees each of its instructions
+        if host not in self._trapping:
+            self._trapping[host] = try_breakpoint(self.hypervisor(host), self.accelerator).works
+        return self._trapping[host]
 
     def served(self, guest: Guest, host: str, *, translate: bool) -> Service:
         """Who would translate for the guest on ``host``.
 
         :param translate: whether it may be done from outside.
         """
+        lacking = guest.shown.features - self.offered(host).features
+        possible = translate and not guest.module and (not lacking or self.traps(host))
         return service(
             module=guest.module,
-            outside=translate and self.traps(host),
+            outside=possible,
             avx="avx" in guest.shown.features,
             vcpus=guest.spec.vcpus,
         )

@@ -24,7 +24,28 @@ def module() -> None:
       isthmus translate module export /usr/src/isthmus-translate-0.1.0
       isthmus translate module build --headers /lib/modules/6.1.0-18-amd64/build
       isthmus translate module check
+      isthmus translate module loaded web
     """
+
+
+@module.command("loaded")
+@click.argument("guest")
+@click.option("--not", "gone", is_flag=True, help="It has been taken away again.")
+def loaded_command(guest: str, gone: bool) -> None:
+    """Tell Isthmus that GUEST's kernel has the module loaded, so that it is translated there.
+
+    Nothing outside the guest can see it.  A guest that has not, and of which this is said, dies at
+    the first instruction that its next host lacks.
+
+    \b
+    Examples:
+      isthmus translate module loaded web          after modprobe isthmus_translate in the guest
+      isthmus translate module loaded web --not    before rmmod
+    """
+    from isthmus.migration.arming import note_module
+
+    note_module(lab.store(), guest, loaded=not gone)
+    click.echo(f"{guest}: is translated {'outside' if gone else 'inside'} from its next move on")
 
 
 @module.command("check")
@@ -155,6 +176,7 @@ def _loading() -> list[str]:
         enrol,
         "modprobe isthmus_translate (before the move; after it only a guest that still runs can)",
         "echo isthmus_translate > /etc/modules-load.d/isthmus.conf, so that each boot loads it",
+        "isthmus translate module loaded GUEST, on the host: nothing outside can see that it is",
     ]
 
 

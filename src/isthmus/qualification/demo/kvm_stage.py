@@ -14,7 +14,7 @@ from isthmus.qualification.demo.pace import EMULATED
 from isthmus.qualification.demo.stage import Stage, own_folder
 from isthmus.qualification.exercise.crossing import counting
 from isthmus.qualification.kvm import together
-from isthmus.qualification.kvm.host import LabHost, host_model
+from isthmus.qualification.kvm.host import LabHost
 from isthmus.qualification.kvm.pool import PREFIX, lab_hosts
 from isthmus.qualification.lab.image import build_image
 
@@ -59,11 +59,6 @@ async def open_kvm(
     """
     progress("looking for the guest image")
     image = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
-    served = None
-    if not host_model(pair[1]).traps:
-        served = await asyncio.to_thread(
-            build_image, kernel, cache=cache, progress=progress, inside=True, more=counting()
-        )
     program = await asyncio.to_thread(find_qemu, qemu)
     with own_folder() as folder:
         started = await together.start(
@@ -80,6 +75,11 @@ async def open_kvm(
         store = GuestStore(folder / "state", folder)
         hosts = await lab_hosts({host.name: host for host in started}, store)
         trial = Trial(accelerator=Accelerator.KVM, works=True, reason=_reason(started))
+        served = None
+        if not await asyncio.to_thread(hosts.traps, host_names(pair)[1]):
+            served = await asyncio.to_thread(
+                build_image, kernel, cache=cache, progress=progress, inside=True, more=counting()
+            )
         yield KvmStage(hosts, image, trial, folder, EMULATED, served)
 
 

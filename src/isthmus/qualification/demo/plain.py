@@ -232,9 +232,14 @@ def _explained(play: Play, fate: Fate, verdict: Verdict) -> str:
     source, destination = play.offers
     if fate.death is not None:
         return explain(fate.death, source, destination)
+    lost = sorted(source.features - destination.features)
+    if fate.outcome is Outcome.HUNG and lost:
+        return (
+            f"{destination.name} lacks {', '.join(lost)}. Where the kernel itself uses one of them"
+            " while it reports that fault, it faults again, and again, and says nothing."
+        )
     if fate.outcome is not Outcome.LIVED:
         return ""
-    lost = sorted(source.features - destination.features)
     if not lost and not verdict.faults:
         return (
             f"{source.name} has nothing that {destination.name} lacks, and the payload noticed"

@@ -50,18 +50,13 @@ GATEWAY = "10.0.2.2"
 
 
 class HostModel(Value, frozen=True):
-    """A kind of lab host: its maker (CPUID's vendor), what emulates it, and as what.
-
-    ``traps``: whether KVM's guest debugging stops guests there, so that translation from outside
-    is possible.
-    """
+    """A kind of lab host: its maker (CPUID's vendor), what emulates it, and as what."""
 
     name: str
     maker: str
     emulator: str
     cpu: str
     about: str
-    traps: bool = True
 
 
 class _Models(Value, frozen=True, forbid_unknown_fields=True):

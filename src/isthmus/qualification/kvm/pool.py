@@ -72,11 +72,6 @@ class LabHosts(Hosts):
             feed=channel[1].replace(GATEWAY, "127.0.0.1"),
         )
 
-    def traps(self, host: str) -> bool:
-        """By its kind: QEMU's emulation of SVM lets no breakpoint stop a guest."""
-        self._of(host)
-        return self.hosts[host].model.traps
-
     def way(self, host: str, folder: Path, channel: str) -> tuple[str, str]:  # noqa: ARG002
         """A port of the host, and where the other hosts find it."""
         self._of(host)
