@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from isthmus.cli import lab as shared
+from isthmus.cli.lab_libvirt import libvirt
 from isthmus.cli.lab_shell import interact, raw_terminal
 from isthmus.cli.lab_xen import xen
 from isthmus.places import cache_folder
@@ -21,7 +22,7 @@ DEFAULT = ("epyc", "opteron2")
 
 @click.group()
 def lab() -> None:
-    """Start and stop hosts with real KVM or real Xen, emulated on this machine.
+    """Start and stop hosts on this machine: real KVM or Xen, emulated, or real libvirt daemons.
 
     \b
     Examples:
@@ -29,10 +30,12 @@ def lab() -> None:
       isthmus guest start web --host kvm:epyc --level-with kvm:opteron2
       isthmus migrate web --to kvm:opteron2
       isthmus lab kvm down
+      isthmus lab libvirt up
     """
 
 
 lab.add_command(xen)
+lab.add_command(libvirt)
 
 
 @lab.group()

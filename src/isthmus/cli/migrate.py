@@ -49,6 +49,12 @@ if TYPE_CHECKING:
     "--through", type=click.Path(path_type=Path), metavar="FILE",
     help="Through a new FILE, the guest standing still: for hosts that cannot reach each other.",
 )  # fmt: skip
+@click.option("--peer", default="", metavar="URI", help="--to, as the source's daemon reaches it.")
+@click.option("--link", default="", metavar="URI", help="Where the data goes, as tcp://10.0.0.2.")
+@click.option("--postcopy", is_flag=True, help="Switch to postcopy after one pass (between URIs).")
+@click.option("--parallel", type=click.IntRange(0, 255), default=0, help="Connections of multifd.")
+@click.option("--copy-storage", is_flag=True, help="Copy the guest's disks, too (between URIs).")
+@click.option("--tls", is_flag=True, help="Encrypt the guest's data (between URIs).")
 @lab.qemu_option
 @lab.json_option
 def migrate(
@@ -68,6 +74,12 @@ def migrate(
     downtime_limit: int | None,
     verify: float,
     through: Path | None,
+    peer: str,
+    link: str,
+    postcopy: bool,
+    parallel: int,
+    copy_storage: bool,
+    tls: bool,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -117,6 +129,12 @@ def migrate(
             options=options,
             accepted=accept_risk,
             force=force,
+            peer=peer,
+            link=link,
+            postcopy=postcopy,
+            parallel=parallel,
+            copy_storage=copy_storage,
+            tls=tls,
         )
         lab.run(_between(request, dry_run, as_json))
     elif guest and host and not force:
@@ -193,14 +211,15 @@ async def _between(request: "Request", dry_run: bool, as_json: bool) -> None:
     from isthmus.values import to_json
 
     platform = load(platform_of(request.source, request.destination))
+    verdict = await platform.check(request)
+    if not as_json:
+        _show_findings(verdict)
     if dry_run:
-        verdict = await platform.check(request)
         if as_json:
             click.echo(to_json(verdict))
-        else:
-            _show_findings(verdict)
         verdict.require()
         return
+    verdict.require()
     with _explained():
         record = await platform.move(request, lab.store(), _observer(as_json))
     _show(record, as_json)

@@ -27,7 +27,10 @@ class Request(Value, frozen=True):
     """What the operator asks for: the guest of that name on ``source``, to ``destination``.
 
     ``source`` and ``destination`` are URIs; ``accepted`` the rules whose findings the operator
-    takes the risk of; ``force``: all of them.
+    takes the risk of; ``force``: all of them.  ``peer`` is the destination's URI as the source
+    reaches it, where that is another; ``link`` where the guest's data goes, as the platform writes
+    it, empty for the platform's choice.  ``parallel``: connections of multifd, 0 for none;
+    ``copy_storage``: the guest's disks are copied, too; ``tls``: the data is encrypted.
     """
 
     guest: str
@@ -36,6 +39,12 @@ class Request(Value, frozen=True):
     options: Options
     accepted: tuple[str, ...] = ()
     force: bool = False
+    peer: str = ""
+    link: str = ""
+    postcopy: bool = False
+    parallel: int = 0
+    copy_storage: bool = False
+    tls: bool = False
 
 
 class Platform(Protocol):
