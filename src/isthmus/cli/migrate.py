@@ -8,6 +8,7 @@ import click
 
 from isthmus.cli import lab
 from isthmus.cli.translate.arm import share, warn_share_option
+from isthmus.cli.watching import watch_option
 from isthmus.errors import InputError, IsthmusError
 from isthmus.migration.engine import Observer, Options, Progress
 from isthmus.migration.preflight import Preflight
@@ -35,6 +36,7 @@ from isthmus.migration.record import MigrationRecord
 @click.option(
     "--verify", default=10.0, show_default=True, metavar="S", help="Watch at most so long."
 )
+@watch_option
 @lab.qemu_option
 @lab.json_option
 def migrate(
@@ -51,6 +53,7 @@ def migrate(
     bandwidth: int | None,
     downtime_limit: int | None,
     verify: float,
+    watch: float | None,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -66,6 +69,7 @@ def migrate(
     Examples:
       isthmus migrate web --to Penryn
       isthmus migrate old --to Penryn --no-translate
+      isthmus migrate web --to Penryn --watch 30m
       isthmus migrate web --to Penryn --dry-run --json
       isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
       isthmus migrate --resume
@@ -80,9 +84,10 @@ def migrate(
     if resume:
         lab.run(_resume(guest, use or "", as_json))
     elif qmp and to_qmp:
-        lab.run(_by_socket(qmp.absolute(), to_qmp.absolute(), options, accept_risk, as_json))
+        ends = qmp.absolute(), to_qmp.absolute()
+        lab.run(_by_socket(*ends, options, accept_risk, watch, as_json))
     elif guest and host:
-        lab.run(_by_name(guest, host, options, accept_risk, dry_run, qemu, as_json))
+        lab.run(_by_name(guest, host, options, accept_risk, dry_run, watch, qemu, as_json))
     else:
         raise InputError(
             "say what to move where", remedy="GUEST --to HOST, or --qmp SOCKET --to-qmp SOCKET"
@@ -95,6 +100,7 @@ async def _by_name(
     options: Options,
     accepted: tuple[str, ...],
     dry_run: bool,
+    watch: float | None,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -130,6 +136,22 @@ async def _by_name(
         )
     _show(record, as_json)
     await _warn(guest)
+    if watch:
+        from isthmus.cli.watching import stay
+        from isthmus.hypervisor.qemu.guests import level_command
+        from isthmus.migration.death_notice import WatchRecord
+        from isthmus.migration.vigil import GuestEyes
+
+        await stay(
+            GuestEyes(lab.store(), guest),
+            WatchRecord.begin(record.plan.guest, host, record.plan.id),
+            seconds=watch,
+            as_json=as_json,
+            findings=verdict.findings,
+            shown=known.shown,
+            offer=hosts.offered(host),
+            level_command=level_command(known.home or known.host, host),
+        )
 
 
 async def _warn(guest: str) -> None:
@@ -143,7 +165,12 @@ async def _warn(guest: str) -> None:
 
 
 async def _by_socket(
-    qmp: Path, to_qmp: Path, options: Options, accepted: tuple[str, ...], as_json: bool
+    qmp: Path,
+    to_qmp: Path,
+    options: Options,
+    accepted: tuple[str, ...],
+    watch: float | None,
+    as_json: bool,
 ) -> None:
     from isthmus.migration.sockets import move_by_socket
 
@@ -152,6 +179,14 @@ async def _by_socket(
             qmp, to_qmp, lab.store(), options, accepted=accepted, observer=_observer(as_json)
         )
     _show(record, as_json)
+    if watch:
+        from isthmus.cli.watching import stay
+        from isthmus.migration.death_notice import WatchRecord
+        from isthmus.migration.vigil import MonitorEyes
+
+        begun = WatchRecord.begin(record.plan.guest, str(to_qmp), record.plan.id)
+        async with MonitorEyes(to_qmp) as eyes:
+            await stay(eyes, begun, seconds=watch, as_json=as_json)
 
 
 @contextlib.contextmanager
