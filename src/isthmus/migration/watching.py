@@ -72,9 +72,10 @@ class Sample(Value, frozen=True):
 
     ``state`` is QEMU's run state.  ``death`` is what the console tells of one, ``casualty`` of a
     program that died of an instruction; ``farewell`` how the kernel said that it goes:
-    ``shut-down`` or ``restarted``.  ``agent``: whether the guest's agent answered.  ``translated`` counts what
-    was translated, ``untranslated`` by name what was met and could not be; ``translator_gone`` says
-    that one was armed and does not answer.  ``process_gone`` holds a dead process's last words.
+    ``shut-down`` or ``restarted``.  ``agent``: whether the guest's agent answered.  ``translated``
+    counts what was translated, ``untranslated`` by name what was met and could not be;
+    ``translator_gone`` says that one was armed and does not answer.  ``process_gone`` holds a dead
+    process's last words.
     """
 
     at: float
