@@ -9,6 +9,7 @@ import click
 
 from isthmus.cli import lab
 from isthmus.cli.translate.arm import share, warn_share_option
+from isthmus.cli.watching import watch_option
 from isthmus.errors import InputError, IsthmusError
 from isthmus.migration.engine import Observer, Options, Progress
 from isthmus.migration.preflight import Preflight
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--parallel", type=click.IntRange(0, 255), default=0, help="Connections of multifd.")
 @click.option("--copy-storage", is_flag=True, help="Copy the guest's disks, too (between URIs).")
 @click.option("--tls", is_flag=True, help="Encrypt the guest's data (between URIs).")
+@watch_option
 @lab.qemu_option
 @lab.json_option
 def migrate(
@@ -80,6 +82,7 @@ def migrate(
     parallel: int,
     copy_storage: bool,
     tls: bool,
+    watch: float | None,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -96,6 +99,7 @@ def migrate(
     Examples:
       isthmus migrate web --to Penryn
       isthmus migrate old --to Penryn --no-translate
+      isthmus migrate web --to Penryn --watch 30m
       isthmus migrate web --to Penryn --dry-run --json
       isthmus migrate web --from qemu:///system --to qemu+ssh://root@intel1/system
       isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
@@ -118,7 +122,8 @@ def migrate(
                 "a guest that is named by its QMP socket is moved live",
                 remedy="leave out --through, or start the guest with isthmus guest start",
             )
-        lab.run(_by_socket(qmp.absolute(), to_qmp.absolute(), options, accept_risk, as_json))
+        ends = qmp.absolute(), to_qmp.absolute()
+        lab.run(_by_socket(*ends, options, accept_risk, watch, as_json))
     elif guest and source and host:
         from isthmus.migration.platforms import Request
 
@@ -138,7 +143,7 @@ def migrate(
         )
         lab.run(_between(request, dry_run, as_json))
     elif guest and host and not force:
-        lab.run(_by_name(guest, host, options, accept_risk, dry_run, qemu, as_json))
+        lab.run(_by_name(guest, host, options, accept_risk, dry_run, watch, qemu, as_json))
     else:
         raise InputError(
             "say what to move where",
@@ -152,6 +157,7 @@ async def _by_name(
     options: Options,
     accepted: tuple[str, ...],
     dry_run: bool,
+    watch: float | None,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -193,6 +199,22 @@ async def _by_name(
         )
     _show(record, as_json)
     await _warn(guest)
+    if watch:
+        from isthmus.cli.watching import stay
+        from isthmus.hypervisor.qemu.guests import level_command
+        from isthmus.migration.death_notice import WatchRecord
+        from isthmus.migration.vigil import GuestEyes
+
+        await stay(
+            GuestEyes(lab.store(), guest),
+            WatchRecord.begin(record.plan.guest, host, record.plan.id),
+            seconds=watch,
+            as_json=as_json,
+            findings=verdict.findings,
+            shown=known.shown,
+            offer=hosts.offered(host),
+            level_command=level_command(known.home or known.host, host),
+        )
 
 
 async def _warn(guest: str) -> None:
@@ -226,7 +248,12 @@ async def _between(request: "Request", dry_run: bool, as_json: bool) -> None:
 
 
 async def _by_socket(
-    qmp: Path, to_qmp: Path, options: Options, accepted: tuple[str, ...], as_json: bool
+    qmp: Path,
+    to_qmp: Path,
+    options: Options,
+    accepted: tuple[str, ...],
+    watch: float | None,
+    as_json: bool,
 ) -> None:
     from isthmus.migration.sockets import move_by_socket
 
@@ -235,6 +262,14 @@ async def _by_socket(
             qmp, to_qmp, lab.store(), options, accepted=accepted, observer=_observer(as_json)
         )
     _show(record, as_json)
+    if watch:
+        from isthmus.cli.watching import stay
+        from isthmus.migration.death_notice import WatchRecord
+        from isthmus.migration.vigil import MonitorEyes
+
+        begun = WatchRecord.begin(record.plan.guest, str(to_qmp), record.plan.id)
+        async with MonitorEyes(to_qmp) as eyes:
+            await stay(eyes, begun, seconds=watch, as_json=as_json)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ class Death(Value, frozen=True):
 
 
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]{0,32}[ -/]{0,8}[@-~]|[@-Z\\-_])")
+_FAREWELL = re.compile(rb"reboot: (Restarting system|Power down|System halted)")
 _UNPRINTABLE = re.compile(rb"[^\x20-\x7e]")
 _STAMP = re.compile(r"\[ {0,8}\d{1,10}\.\d{6}\](?:\[ {0,8}[TC]\d{1,9}\])? ?")
 _PANIC = re.compile(r"(?<!end )Kernel panic - not syncing: (.{0,200})")
@@ -113,6 +114,18 @@ def readable(console: bytes, *, last: int) -> tuple[str, ...]:
     """The last lines of ``console``, at most ``last``, made safe for a terminal."""
     raw = [line for line in console[-MAX_BYTES:].split(b"\n") if line.strip()]
     return tuple(text for line in raw[-last:] if (text := _clean(line)).strip())
+
+
+def farewell(console: bytes) -> str:
+    """How the kernel said that it goes: ``shut-down``, ``restarted``, or empty: it did not.
+
+    Source: Linux ``kernel/reboot.c``, which says so for whatever is asked of it in order; a panic
+    that restarts (``panic=10``) does not come by there.
+    """
+    found = _FAREWELL.findall(console[-MAX_BYTES:])
+    if not found:
+        return ""
+    return "restarted" if found[-1] == b"Restarting system" else "shut-down"
 
 
 def _clean(line: bytes) -> str:

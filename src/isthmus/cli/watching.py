@@ -1,0 +1,116 @@
+"""``--watch``: stay with a guest that has moved, say what is seen, and record its end."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from isthmus.cpu.model import CpuModel
+from isthmus.divergence.finding import Finding
+from isthmus.errors import IsthmusError
+from isthmus.migration.death_notice import WatchRecord, describe
+from isthmus.migration.vigil import Eyes, keep_watch, watch_path, write_watch
+from isthmus.migration.watching import Verdict
+from isthmus.places import state_folder
+from isthmus.values import to_json
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_SPOKEN_S = 60.0
+_LONGEST_S = 7 * 24 * 3600
+
+
+class Duration(click.ParamType[float]):
+    """A length of time: ``90``, ``90s``, ``30m``, ``2h``; in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds of such a word."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value))
+        if match is None:
+            self.fail(f"{value!r}: write 90s, 30m or 2h", param, ctx)
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if seconds > _LONGEST_S:
+            self.fail(f"{value!r}: a week at most", param, ctx)
+        return seconds
+
+
+def watch_option(command: Any) -> Any:
+    """The option --watch."""
+    return click.option(
+        "--watch", type=Duration(), metavar="TIME",
+        help="Stay with the guest after the move for so long (30m: late deaths come then).",
+    )(command)  # fmt: skip
+
+
+async def stay(
+    eyes: Eyes,
+    record: WatchRecord,
+    *,
+    seconds: float,
+    as_json: bool,
+    findings: Sequence[Finding] = (),
+    shown: CpuModel | None = None,
+    offer: CpuModel | None = None,
+    level_command: str = "",
+) -> None:
+    """Watch, show, write the record down.
+
+    :raises IsthmusError: the guest died.
+    """
+    last: list[Any] = [0.0, Verdict(outlook=record.outlook)]
+
+    def tell(verdict: Verdict, elapsed: float) -> None:
+        changed = (verdict.outlook, verdict.warnings) != (last[1].outlook, last[1].warnings)
+        if as_json or not (changed or elapsed - last[0] >= _SPOKEN_S):
+            return
+        last[:] = [elapsed, verdict]
+        words = "; ".join(word for word in (verdict.reason, *verdict.warnings) if word)
+        click.echo(
+            f"  watched {_minutes(elapsed)}: {verdict.outlook}{f': {words}' if words else ''}",
+            err=True,
+        )
+
+    if not as_json:
+        click.echo(f"  watching for {_minutes(seconds)} (Ctrl-C leaves the guest alone)", err=True)
+    ended, death = await keep_watch(eyes, record, seconds=seconds, tell=tell)
+    ended = describe(
+        ended, death=death, findings=findings, shown=shown, offer=offer,
+        level_command=level_command,
+    )  # fmt: skip
+    path = watch_path(state_folder() / "migrations", ended.migration)
+    write_watch(path, ended)
+    if as_json:
+        click.echo(to_json(ended))
+    else:
+        _show(ended)
+    if ended.died:
+        raise IsthmusError(
+            f"{ended.guest} {ended.outlook} under watch, {_minutes(ended.watched_s)} after its"
+            f" move: {ended.reason}",
+            remedy=f"{ended.advice[0] if ended.advice else 'start it anew'}; the record: {path}",
+        )
+
+
+def _show(record: WatchRecord) -> None:
+    if not record.died:
+        why = f": {record.reason}" if record.reason else ""
+        click.echo(f"{record.guest} {record.outlook} after {_minutes(record.watched_s)}{why}")
+    for line in record.console[-20:]:
+        click.echo(f"    {line}", err=True)
+    if record.instruction:
+        click.echo(f"  {record.instruction}", err=True)
+    for rule in record.rules:
+        likely = "the rule" if rule.sure else "perhaps"
+        click.echo(f"  {likely} {rule.rule} ({rule.subject}): {rule.notice}", err=True)
+    for advice in record.advice:
+        click.echo(f"  what to do: {advice}", err=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
