@@ -184,3 +184,80 @@ def test_an_unlevelled_guest_is_refused_with_xens_own_reason(lab: Lab) -> None:
         lab.grows("plain", AMD, size)
     finally:
         lab.xl(AMD, "xl destroy plain; true")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("home", "away"), [(AMD, INTEL), (INTEL, AMD)])
+def test_a_levelled_guest_crosses_and_returns_five_times(
+    lab: Lab, home: str, away: str, record_property: Callable[[str, object], None]
+) -> None:
+    name = f"trip{home}"
+    lab.isthmus("lab", "xen", "start", name, "--host", home, "--level-with", away)
+    try:
+        life = Life(lab, name, home)
+        seconds = []
+        for hop in range(10):
+            figures = life.cross(away if hop % 2 == 0 else home)["figures"]
+            assert isinstance(figures, dict)
+            seconds.append(figures["total_ms"] / 1000)
+        verdict = life.verdict()
+        record_property("seconds", seconds)
+        record_property("gaps_ms", [hop.guest_gap_ms for hop in verdict.hops])
+        assert not faults(verdict)
+        assert len(verdict.hops) == 10
+    finally:
+        for host in (home, away):
+            lab.xl(host, f"xl destroy {name}; true")
+
+
+LEAVES_ONLY = "['0x0:eax={level:032b}', '0x80000000:eax={xlevel:032b}']"
+"""The highest leaves of both, and nothing else: what satisfies Xen, and not the guest."""
+
+
+@pytest.mark.slow
+def test_leaves_alone_satisfy_xen_and_the_guest_dies_of_rdtscp(lab: Lab) -> None:
+    """Born on AMD its kernel reads its clock by RDTSCP, which Nehalem has not."""
+    lab.isthmus("lab", "xen", "start", "leaves", "--host", AMD)
+    lab.xl(AMD, "xl destroy leaves")
+    entries = LEAVES_ONLY.format(level=5, xlevel=0x80000008)
+    lab.xl(AMD, f'echo "cpuid = {entries}" >> /guest/leaves.cfg; xl create /guest/leaves.cfg')
+    try:
+        lab.grows("leaves", AMD, 10_000)
+        said = lab.migrate("leaves", AMD, INTEL, status=3)
+        assert "rdtscp" in said
+        said = lab.migrate("leaves", AMD, INTEL, "--force", "--verify", "20", status=4)
+        assert "does not live on the destination" in said
+        assert lab.domains(AMD) == {"leaves"}, "it was taken back"
+        assert not lab.domains(INTEL)
+        lab.grows("leaves", AMD, len(reports(lab.console("leaves", AMD))))
+    finally:
+        lab.xl(AMD, "xl destroy leaves; true")
+
+
+@pytest.mark.slow
+def test_without_the_filter_amd_refuses_a_guest_born_on_intel(lab: Lab) -> None:
+    lab.isthmus("lab", "xen", "start", "raw", "--host", INTEL, "--level-with", AMD)
+    try:
+        said = lab.migrate("raw", INTEL, AMD, "--no-translate", status=3)
+        assert "unsupported MCA capabilities" in said
+        said = lab.migrate("raw", INTEL, AMD, "--no-translate", "--force", status=4)
+        assert "Failed to set vcpu0's extended info" in said
+        assert "unsupported MCA capabilities 0x1000c02" in lab.xl(AMD, "xl dmesg | tail -n 20")
+        assert lab.domains(INTEL) == {"raw"}
+        lab.grows("raw", INTEL, len(reports(lab.console("raw", INTEL))))
+    finally:
+        lab.xl(INTEL, "xl destroy raw; true")
+
+
+@pytest.mark.slow
+def test_the_modern_pair_moves_a_guest_with_avx_state_there_and_back() -> None:
+    with lab_of("epyc", "skylake") as lab:
+        lab.isthmus("lab", "xen", "start", "modern", "--host", "skylake", "--level-with", "epyc")
+        life = Life(lab, "modern", "skylake")
+        for to in ("epyc", "skylake"):
+            life.cross(to)
+        verdict = life.verdict()
+        assert not faults(verdict)
+        assert "avx2" in verdict.tests
+        (last,) = sorted((lab.folder / "state").rglob("stream.jsonl"))[-1:]
+        assert "X86_PV_VCPU_XSAVE" in last.read_text()

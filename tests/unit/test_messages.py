@@ -73,10 +73,14 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
             gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
             for content in _in_packages(
                 tuple(
-                    max(name for name in names(prefix) if name.endswith(end))
-                    for prefix, end in (("xen-hypervisor-4", "-amd64"), ("libxenmisc4", ""))
+                    max(n for n in names(prefix) if n.endswith(end) and (end or n[-1].isdigit()))
+                    for prefix, end in (
+                        ("xen-hypervisor-4", "-amd64"),
+                        ("libxenmisc4", ""),
+                        ("xen-utils-4", ""),
+                    )
                 ),
-                r"boot/xen-.*\.gz$|libxen(guest|light)\.so\.",
+                r"boot/xen-.*\.gz$|libxen(guest|light)\.so\.|bin/xl$",
                 scratch,
             )
         ]

@@ -119,7 +119,7 @@ def _line(host: "LabHost") -> str:
 @click.option("--host", required=True, metavar="HOST", help="The lab host to start it on.")
 @click.option("--level-with", multiple=True, metavar="HOST", help="Level it for this one, too.")
 @click.option("--type", "kind", type=click.Choice(["pv", "pvh"]), default="pv", show_default=True)
-@click.option("--memory", default=96, show_default=True, metavar="MIB")
+@click.option("--memory", default=64, show_default=True, metavar="MIB")
 @click.option("--vcpus", default=1, show_default=True)
 @click.option("--test", metavar="GROUPS", help="Instructions to exercise; see docs/payload.md.")
 def start(

@@ -338,9 +338,10 @@ def _show(record: MigrationRecord, as_json: bool) -> None:
     if plan.translation is not None:
         click.echo(f"  {plan.translation.words}")
     if figures is not None:
+        # 0: the platform does not measure it.
+        down = f" downtime {figures.downtime_ms:.0f} ms," if figures.downtime_ms else ""
         click.echo(
-            f"  total {figures.total_ms:.0f} ms, downtime {figures.downtime_ms:.0f} ms,"
-            f" {figures.moved_bytes / 2**20:.0f} MiB moved"
+            f"  total {figures.total_ms:.0f} ms,{down} {figures.moved_bytes / 2**20:.0f} MiB moved"
         )
     if record.error and not record.final:
         raise IsthmusError(record.error, remedy="isthmus status")

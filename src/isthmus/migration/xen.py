@@ -32,7 +32,7 @@ from isthmus.hypervisor.xen.admission import admission
 from isthmus.hypervisor.xen.host import AWAY, INCOMING, GuestDomain, Host
 from isthmus.hypervisor.xen.liveness import console_size, watch
 from isthmus.hypervisor.xen.runner import Runner, runner_of
-from isthmus.hypervisor.xen.transfer import Transfer
+from isthmus.hypervisor.xen.transfer import Transfer, clean
 from isthmus.migration.decision import Action, Copy, Situation, decide
 from isthmus.migration.engine import Observer, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
@@ -49,8 +49,12 @@ from isthmus.migration.record import (
     read_record,
     records,
 )
+from isthmus.translate.xen.report import read_report
 
 PLATFORM = "xen"
+
+DESTROY_TIMEOUT_S = 60.0
+"""How long a host may take to destroy a guest for which it has been asked to."""
 
 # xl has a command for it since 4.20 (tools/xl/xl_cmdtable.c); older hosts have libxc's binding.
 _RESUME = """
@@ -196,10 +200,11 @@ class _Run:
     async def through(self, folder: Path, maker: str) -> MigrationRecord:
         report = folder / "stream.jsonl"
         filtering = [sys.executable, "-m", "isthmus.translate.xen", maker, str(report)]
-        transfer = Transfer(self.name, self.source, self.destination, filtering, folder)
+        move = self.journal.record.plan.id
+        transfer = Transfer(move, self.name, self.source, self.destination, filtering, folder)
         try:
             try:
-                await self._move(transfer)
+                await self._move(transfer, report)
             except (IsthmusError, OSError, asyncio.CancelledError) as error:
                 await asyncio.shield(asyncio.ensure_future(self._settle(transfer, error)))
             return self.journal.record
@@ -208,7 +213,7 @@ class _Run:
             await transfer.clean()
             self.journal.close()
 
-    async def _move(self, transfer: Transfer) -> None:
+    async def _move(self, transfer: Transfer, report: Path) -> None:
         self.enter(Phase.PREPARING)
         skip = await console_size(self.destination, self.name)
         await transfer.open()
@@ -223,7 +228,8 @@ class _Run:
         if status != 0:
             raise _NotStartedError(f"the destination cannot start the guest (status {status})")
         self.enter(Phase.VERIFYING)
-        self.journal.measure(Figures(total_ms=total))
+        _, summary = read_report(report)
+        self.journal.measure(Figures(total_ms=total, moved_bytes=summary.bytes if summary else 0))
         await self._verify(skip)
         self.enter(Phase.COMMITTING)
         await transfer.accept()
@@ -281,11 +287,11 @@ class _Run:
         copy = await _arrived(self.destination, self.name)
         decision = decide(
             Situation(
-                phase=phase,
+                phase=_reached(phase, copy),
                 source=Copy.HELD,
                 destination=copy,
                 failed=isinstance(error, _DeadOnArrivalError | _NotStartedError),
-                traceless=self.checked.guest.disks == 0 or copy is Copy.PARTIAL,
+                traceless=self.checked.guest.disks == 0,
             )
         )
         if decision.action is not Action.ROLL_BACK:
@@ -341,14 +347,17 @@ async def _recovered(journal: Journal, source: Runner, destination: Runner, use:
         for step in reversed(journal.record.steps)
         if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
     )
+    with contextlib.suppress(HypervisorError):
+        await clean(source, plan.id)
     left = await _left(source, plan.guest)
     arrived = await _arrived(destination, plan.guest)
     decision = decide(
         Situation(
-            phase=phase,
+            phase=_reached(phase, arrived),
             source=left,
             destination=arrived,
-            traceless=await _diskless(source, plan.guest),
+            # xl itself lets the source go on only where the destination has not run.
+            traceless=left is Copy.RUNNING or await _diskless(source, plan.guest),
         )
     )
     action = decision.action
@@ -375,6 +384,14 @@ async def _recovered(journal: Journal, source: Runner, destination: Runner, use:
             remedy=f"xl list on both hosts, then isthmus migrate --resume {plan.id}"
             " --use source|destination",
         )
+
+
+def _reached(phase: Phase, arrived: Copy) -> Phase:
+    """The phase that a move really came to: who is still named as it came has never run.
+
+    ``xl migrate-receive`` gives the guest its own name before it lets it go.
+    """
+    return Phase.SWITCHED if arrived is Copy.PARTIAL and phase in MAY_HAVE_RUN else phase
 
 
 async def _diskless(runner: Runner, name: str) -> bool:
@@ -417,7 +434,7 @@ async def _destroy(runner: Runner, names: tuple[str, ...], *, running: bool = Tr
     :param running: also those that run.
     :raises HypervisorError: one is still there.
     """
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DESTROY_TIMEOUT_S
     while True:
         listed = await xen.domains(runner)
         there = [listed[name] for name in names if name in listed]

@@ -28,6 +28,9 @@ ANSWER_TIMEOUT_S = 120.0
 SAID_LIMIT = 16 << 20
 """How much of what a command says is taken, in bytes; a listing of guests is far below."""
 
+DYING = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before a command: it is killed when its parent is (setpriv(1), util-linux)."""
+
 # Debian keeps some of Xen's tools out of PATH, by release.
 _PATHS = "for p in /usr/sbin /sbin /usr/local/sbin /usr/lib/xen*/bin; do PATH=$PATH:$p; done\n"
 
@@ -94,14 +97,20 @@ class Runner(Value, frozen=True):
         stdin: int = asyncio.subprocess.DEVNULL,
         stdout: int = asyncio.subprocess.PIPE,
         stderr: int = asyncio.subprocess.PIPE,
+        dies_with_us: bool = False,
     ) -> asyncio.subprocess.Process:
         """Start ``script`` there.
 
+        :param dies_with_us: the program that leads there is killed when this process is.
         :raises HypervisorError: the program that leads there cannot be started.
         """
         try:
             return await asyncio.create_subprocess_exec(
-                *self.command(script), stdin=stdin, stdout=stdout, stderr=stderr
+                *(DYING if dies_with_us else ()),
+                *self.command(script),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
             )
         except OSError as error:
             raise HypervisorError(

@@ -21,25 +21,35 @@ from pathlib import Path
 
 from isthmus.errors import HypervisorError
 from isthmus.hypervisor.xen.handshake import BANNER, READY, Backwards, failed, started
-from isthmus.hypervisor.xen.runner import Runner
+from isthmus.hypervisor.xen.runner import DYING, Runner
 
 ENDING_S = 60.0
 """How long ``xl`` may take to put its half away once it knows how the move ended."""
 
 _TAIL = 4000
-_FOLDER = re.compile(r"/tmp/isthmus-[A-Za-z0-9.]+")  # noqa: S108  (made by mktemp -d)
 
-# The FIFO that goes back is opened for both ways by the shell that starts xl, so that neither side
-# waits for the other; xl's transport program ends with xl, which sees both of its pipes close.
-_PREPARE = """
-D=$(mktemp -d /tmp/isthmus-XXXXXX) && mkfifo -m 600 $D/out $D/in && echo $D
-"""
+_PREPARE = "mkdir -m 700 {folder} && mkfifo -m 600 {folder}/out {folder}/in"
 _START = """
-cd / ; D={folder}
+cd /
 (setsid sh -c 'xl migrate -s "" {guest} "cat < {folder}/in & exec cat > {folder}/out" \
  > {folder}/log 2>&1 < /dev/null; echo $? > {folder}/status.new; \
  mv {folder}/status.new {folder}/status' > /dev/null 2>&1 < /dev/null &)
 """
+# To open a FIFO for both ways never waits, and wakes whoever waits at its other end.
+_CLEAN = """
+for end in {folder}/out {folder}/in; do [ -p $end ] && : <> $end; done
+rm -rf {folder}
+"""
+
+
+def folder_of(move: str) -> str:
+    """Where the source's half of the transport of a move lies."""
+    return f"/tmp/isthmus-{move}"  # noqa: S108  (its maker fails if it is there)
+
+
+async def clean(source: Runner, move: str) -> None:
+    """Take away what a move has left at its source; whoever waits there is woken."""
+    await source.ask(_CLEAN.format(folder=folder_of(move)))
 
 
 class Transfer:
@@ -47,56 +57,62 @@ class Transfer:
 
     def __init__(
         self,
+        move: str,
         guest: str,
         source: Runner,
         destination: Runner,
         filtering: Sequence[str],
         logs: Path,
     ) -> None:
-        """:param filtering: a program that passes the stream from its input to its output."""
+        """What a transfer needs to know.
+
+        :param move: the move's name, of which there is only one.
+        :param filtering: a program that passes the stream from its input to its output.
+        :param logs: a folder for what the programs complain of.
+        """
         self.guest = guest
         self.source = source
         self.destination = destination
         self._filtering = tuple(filtering)
         self._logs = logs
-        self._folder = ""
+        self._move = move
+        self._folder = folder_of(move)
+        self._begun = False
         self._children: list[asyncio.subprocess.Process] = []
         self._writer: asyncio.StreamWriter | None = None
         self._back: Backwards | None = None
         self._told_source = False
-
-    @property
-    def folder(self) -> str:
-        """The folder at the source where its half of the transport lies."""
-        return self._folder
 
     async def open(self) -> None:
         """Lay the transport; the guest is not touched.
 
         :raises HypervisorError: a host is not reached.
         """
-        said = (await self.source.told(_PREPARE)).strip()
-        if not _FOLDER.fullmatch(said):
-            raise HypervisorError(f"{self.source.address}: mktemp says {said[:80]!r}")
-        self._folder = said
+        self._begun = True
+        await self.source.told(_PREPARE.format(folder=self._folder))
         first, second = os.pipe(), os.pipe()
         try:
             reading = await self.source.start(
-                f"exec cat {said}/out", stdout=first[1], stderr=asyncio.subprocess.DEVNULL
+                f"exec cat {self._folder}/out",
+                stdout=first[1],
+                stderr=asyncio.subprocess.DEVNULL,
+                dies_with_us=True,
             )
             with (self._logs / "filter.log").open("wb") as log:
                 filtering = await asyncio.create_subprocess_exec(
-                    *self._filtering, stdin=first[0], stdout=second[1], stderr=log
+                    *DYING, *self._filtering, stdin=first[0], stdout=second[1], stderr=log
                 )
             with (self._logs / "receiver.log").open("wb") as log:
+                # It ends by itself when the filter does, and then takes its half away.
                 receiver = await self.destination.start(
                     "exec xl migrate-receive", stdin=second[0], stderr=log.fileno()
                 )
             back = await self.source.start(
-                f"exec cat > {said}/in",
+                f"exec cat > {self._folder}/in",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
+                dies_with_us=True,
             )
         finally:
             for descriptor in (*first, *second):
@@ -151,7 +167,7 @@ class Transfer:
     async def last_words(self) -> str:
         """What the three programs complained of, for the record."""
         texts = [_tail(self._logs / name) for name in ("receiver.log", "filter.log")]
-        if self._folder:
+        if self._begun:
             with contextlib.suppress(HypervisorError):
                 said = await self.source.ask(f"tail -c {_TAIL} {self._folder}/log")
                 (self._logs / "source.log").write_text(said.out, encoding="utf-8")
@@ -171,13 +187,13 @@ class Transfer:
 
     async def settled(self) -> bool:
         """Wait until the source's ``xl`` has ended after :meth:`close`; whether it has."""
-        return not self._folder or await self._ended() is not None
+        return not self._begun or await self._ended() is not None
 
     async def clean(self) -> None:
         """Remove what lies at the source."""
-        if self._folder:
+        if self._begun:
             with contextlib.suppress(HypervisorError):
-                await self.source.ask(f"rm -rf {self._folder}")
+                await clean(self.source, self._move)
 
     async def _tell(self, message: bytes) -> None:
         assert self._writer is not None

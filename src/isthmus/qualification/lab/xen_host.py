@@ -204,18 +204,17 @@ def _made(
     modules: dict[str, bytes] = {}
     xen = vmlinuz = b""
     version = ""
-    for package in chosen:
-        progress(f"fetching {package.name} {package.version}")
-        with packages.opened(package, scratch=scratch) as opened:
-            for name in opened.names:
-                if _LIBRARY.fullmatch(name) or _PROGRAM.fullmatch(name):
-                    files[name] = (opened.read(name), opened.executable(name))
-                elif re.fullmatch(r"boot/xen-[\d.]+-amd64\.gz", name):
-                    xen = gzip.decompress(opened.read(name))
-                    version = name.split("-")[1]
-                elif name.startswith("boot/vmlinuz-"):
-                    vmlinuz = opened.read(name)
-            modules |= _modules(opened)
+    progress(f"fetching {len(chosen)} packages with Xen, its toolstack and a kernel for dom0")
+    for _, opened in packages.each_opened(chosen, scratch=scratch):
+        for name in opened.names:
+            if _LIBRARY.fullmatch(name) or _PROGRAM.fullmatch(name):
+                files[name] = (opened.read(name), opened.executable(name))
+            elif re.fullmatch(r"boot/xen-[\d.]+-amd64\.gz", name):
+                xen = gzip.decompress(opened.read(name))
+                version = name.split("-")[1]
+            elif name.startswith("boot/vmlinuz-"):
+                vmlinuz = opened.read(name)
+        modules |= _modules(opened)
     if not xen or not vmlinuz:
         raise EnvironmentLackError("the packages hold no hypervisor or no kernel")
     busybox = static_busybox(cache, progress)

@@ -26,7 +26,12 @@ from isthmus.qualification.xen.host import LabHost
 KERNEL = "/guest/vmlinuz"
 """Where dom0 has its own kernel for guests."""
 
-UP_TIMEOUT_S = 300.0
+UP_TIMEOUT_S = 600.0
+
+QUIET: Mapping[str, object] = {
+    "memory_mib": 8, "rewrite_kib": 256, "threads": 1, "tick_ms": 400, "beat_ms": 100,
+}  # fmt: skip
+"""Options of the payload that leave an emulated host time for its dom0."""
 
 # Programs in a PV guest see the host's own CPUID, so no level keeps glibc from choosing string
 # functions of the host at hand: init died so in the lab.  The kernel gives this to init.
@@ -71,7 +76,7 @@ def configuration(
     initrd: str,
     *,
     kind: Type = Type.PV,
-    memory_mib: int = 96,
+    memory_mib: int = 64,
     vcpus: int = 1,
     level: Baseline | None = None,
     cpuid: tuple[str, ...] | None = None,
@@ -83,7 +88,7 @@ def configuration(
     :param cpuid: the entries of ``cpuid=`` instead of the level's.
     """
     require_name(name)
-    chosen = {"memory_mib": 16, "tick_ms": 200, "beat_ms": 50, **(options or {})}
+    chosen = {**QUIET, **(options or {})}
     if level is not None:
         groups = sorted(instruction_groups() & level.model.features)
         chosen.setdefault("test", ",".join(groups) or "none")

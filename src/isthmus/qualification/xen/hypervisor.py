@@ -57,7 +57,7 @@ def rebuilt(
             return _built(source, lists, cache, progress)
         except EnvironmentLackError as error:
             # An archive may have dropped a version that its lists still name.
-            progress(f"Xen {source.version}: {error}")
+            progress(f"Xen {source.version} cannot be rebuilt ({error.message[:60]} …)")
             failure = failure or error
     raise failure or EnvironmentLackError(f"apt's source lists have no Xen {release}")
 

@@ -1,0 +1,233 @@
+"""A move between two Xen hosts ends with exactly one live guest, whatever fails.
+
+The toolstack is a stand-in that keeps to xl's handshake; the same moves between real hosts are in
+tests/lab/test_xen_migrate.py.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_xen_hosts import INFO, policies
+from xen_stand_in import FakeHost
+
+from isthmus.errors import InputError, IsthmusError, RefusedError, RolledBackError, UndecidedError
+from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.xen.runner import Runner
+from isthmus.migration import xen
+from isthmus.migration.engine import Options
+from isthmus.migration.phases import Phase
+from isthmus.migration.platforms import Request
+from isthmus.migration.record import MigrationRecord, records
+from isthmus.qualification.lab import xen_stream
+
+ALIVE = {"web": "-b----"}
+WAIT_S = 120
+
+
+class Hosts:
+    """Two hosts of both makers with one guest on the first, and where moves are kept."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.intel = FakeHost(
+            folder / "intel", "xen+ssh://intel", INFO, policies("GenuineIntel", 5, 0x80000001)
+        )
+        self.amd = FakeHost(
+            folder / "amd", "xen+ssh://amd", INFO, policies("AuthenticAMD", 5, 0x80000001)
+        )
+        self.store = GuestStore(folder / "state", folder / "run")
+        self.intel.start()
+        ways = {host.address: host.runner for host in (self.intel, self.amd)}
+        monkeypatch.setattr(xen, "runner_of", ways.__getitem__)
+
+    def request(self, *, verify_s: float = 0.2, **more: object) -> Request:
+        return Request(
+            guest="web",
+            source=self.intel.address,
+            destination=self.amd.address,
+            options=Options(verify_s=verify_s),
+            force=True,
+            **more,  # type: ignore[arg-type]
+        )
+
+    def move(self) -> MigrationRecord:
+        return asyncio.run(xen.move(self.request(), self.store, lambda _: None))
+
+    def recover(self, use: str = "") -> MigrationRecord:
+        ((path, _),) = records(self.store.journals)
+        return asyncio.run(xen.recover(path, self.store, lambda _: None, use))
+
+    @property
+    def record(self) -> MigrationRecord:
+        ((_, record),) = records(self.store.journals)
+        return record
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    return Hosts(tmp_path, monkeypatch)
+
+
+def phases(record: MigrationRecord) -> list[Phase]:
+    return [step.phase for step in record.steps]
+
+
+def test_a_guest_moves_and_its_stream_is_rewritten(hosts: Hosts) -> None:
+    record = hosts.move()
+    assert hosts.amd.guests() == ALIVE
+    assert not hosts.intel.guests()
+    assert phases(record) == [
+        Phase.OBSERVED, Phase.PREPARING, Phase.PREPARED, Phase.MOVING, Phase.SWITCHED,
+        Phase.STARTING, Phase.VERIFYING, Phase.COMMITTING, Phase.COMMITTED,
+    ]  # fmt: skip
+    assert record.plan.platform == "xen"
+    assert record.figures is not None
+    data = xen_stream.pv_stream()
+    arrived = (hosts.amd.folder / "arrived").read_bytes()
+    assert record.figures.moved_bytes >= len(data)
+    assert len(arrived) == len(data)
+    assert arrived != data, "the machine-check capabilities are AMD's"
+
+
+@pytest.mark.parametrize(
+    ("host", "what", "said"),
+    [
+        ("amd", "refuse", "Failed to set CPUID policy: leaf 80000000"),
+        ("amd", "not-start", "cannot start the guest (status 5)"),
+        ("amd", "die", "the guest has crashed"),
+        ("intel", "logdirty", "Failed to enable logdirty"),
+    ],
+)
+def test_a_move_that_fails_leaves_the_guest_at_its_source(
+    hosts: Hosts, host: str, what: str, said: str
+) -> None:
+    getattr(hosts, host).does(what)
+    with pytest.raises(RolledBackError) as caught:
+        hosts.move()
+    assert said in str(caught.value)
+    assert hosts.intel.guests() == ALIVE
+    assert not hosts.amd.guests()
+    assert hosts.record.phase is Phase.ROLLED_BACK
+    assert said in hosts.record.error
+
+
+def test_a_dead_guest_that_may_have_written_to_its_disk_is_held(hosts: Hosts) -> None:
+    hosts.amd.does("die")
+    (hosts.intel.folder / "disks").write_text('[{"vdev": "xvda"}]')
+    with pytest.raises(UndecidedError, match="may have written to its disk"):
+        hosts.move()
+    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}, "whole, and it does not run"
+    assert hosts.recover("source").phase is Phase.ROLLED_BACK
+    assert hosts.intel.guests() == ALIVE
+    assert not hosts.amd.guests()
+
+
+def test_a_destination_that_keeps_a_dead_guest_lets_no_source_go_on(hosts: Hosts) -> None:
+    hosts.amd.does("die")
+    hosts.amd.does("stay")
+    original = xen.DESTROY_TIMEOUT_S
+    xen.DESTROY_TIMEOUT_S = 1.0
+    try:
+        with pytest.raises(UndecidedError, match="cannot be destroyed"):
+            hosts.move()
+    finally:
+        xen.DESTROY_TIMEOUT_S = original
+    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
+
+
+def test_preflight_refuses_before_anything_moves(hosts: Hosts) -> None:
+    (hosts.amd.folder / "policies").write_text(policies("AuthenticAMD", 1, 0x80000001))
+    request = hosts.request().replace(force=False)
+    with pytest.raises(RefusedError, match="Failed to set CPUID policy: leaf 00000000"):
+        asyncio.run(xen.move(request, hosts.store, lambda _: None))
+    assert hosts.intel.guests() == ALIVE
+    assert not records(hosts.store.journals)
+
+
+def test_a_name_that_is_taken_there_is_refused(hosts: Hosts) -> None:
+    hosts.amd.start("web--migratedaway")
+    with pytest.raises(InputError, match="has a guest web--migratedaway already"):
+        hosts.move()
+
+
+def test_a_host_that_is_not_reached_is_named(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Runner(address="xen+ssh://amd", program=("/bin/sh", "-c", "echo no route >&2; exit 255"))
+    ways = {"xen+ssh://intel": hosts.intel.runner, "xen+ssh://amd": lost}
+    monkeypatch.setattr(xen, "runner_of", ways.__getitem__)
+    with pytest.raises(IsthmusError, match=r"xen\+ssh://amd: the host is not reached: no route"):
+        hosts.move()
+    assert hosts.intel.guests() == ALIVE
+
+
+KILLED = """
+import asyncio, os, signal, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+import pytest
+from test_xen_move import Hosts, xen
+from isthmus.migration.engine import Progress
+hosts = Hosts.__new__(Hosts)
+from xen_stand_in import FakeHost
+hosts.intel, hosts.amd = FakeHost.__new__(FakeHost), FakeHost.__new__(FakeHost)
+for host, name in ((hosts.intel, "intel"), (hosts.amd, "amd")):
+    host.folder, host.address = Path({folder!r}) / name, "xen+ssh://" + name
+xen.runner_of = {{h.address: h.runner for h in (hosts.intel, hosts.amd)}}.__getitem__
+from isthmus.hypervisor.qemu.guests import GuestStore
+hosts.store = GuestStore(Path({folder!r}) / "state", Path({folder!r}) / "run")
+def observe(progress):
+    if progress.phase == {phase!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(xen.move(hosts.request(), hosts.store, observe))
+"""
+
+
+@pytest.mark.parametrize(
+    "phase", ["prepared", "moving", "switched", "starting", "verifying", "committing"]
+)
+def test_a_killed_mover_leaves_one_guest_after_recovery(
+    hosts: Hosts, tmp_path: Path, phase: str
+) -> None:
+    paths = [str(Path(__file__).parent)]
+    script = KILLED.format(paths=paths, folder=str(tmp_path), phase=phase)
+    done = subprocess.run(
+        [sys.executable, "-c", script], timeout=WAIT_S, check=False, capture_output=True,
+        env=os.environ | {"PYTHONPATH": ":".join(paths)},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    # xl at both ends finds its transport at an end, and acts for itself.
+    settled(hosts)
+    hosts.recover()
+    assert hosts.record.final
+    everywhere = [*hosts.intel.guests().items(), *hosts.amd.guests().items()]
+    assert everywhere == [("web", "-b----")]
+
+
+def settled(hosts: Hosts) -> None:
+    """Wait until no xl of these hosts runs any more."""
+    until(
+        lambda: not _mentioning(str(hosts.intel.folder)) and not _mentioning(str(hosts.amd.folder))
+    )
+
+
+def _mentioning(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
