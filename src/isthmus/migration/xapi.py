@@ -43,6 +43,8 @@ SETTLED_S = 10.0
 RESUME_S = 60.0
 """How long recovery waits for a move that XAPI still works at, before it says so."""
 SAMPLE_S = 1.0
+RECOVERED = Options()
+"""How recovery watches a guest that has arrived."""
 
 T = TypeVar("T")
 
@@ -123,7 +125,7 @@ async def recover(
         addresses = addresses_of(plan.source.address, plan.destination.address)
         ends = await asyncio.to_thread(Ends.open, addresses)
         try:
-            run = _Run(journal, ends, Options(), observer)
+            run = _Run(journal, ends, RECOVERED, observer)
             with contextlib.suppress(RolledBackError):
                 await run.settle("the process that moved the guest was killed", RESUME_S, use)
         finally:
