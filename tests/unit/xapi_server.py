@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 import xmlrpc.client
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class XapiServer:
         self.faults: list[Fault] = []
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.connections = 0
+        self.on_call: Callable[[str], None] = lambda _: None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificates.server)
         outer = self
@@ -173,6 +175,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         arguments, method = xmlrpc.client.loads(body)
         assert method is not None
         server.calls.append((method, arguments))
+        server.on_call(method)
         fault = server.fault(method)
         how = fault.how if fault else ""
         if fault and how == "stall":
