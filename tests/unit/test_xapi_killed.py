@@ -190,7 +190,7 @@ def test_the_command_shows_a_pool(lab: Lab) -> None:
     assert "host old: GenuineIntel" in done.stdout
     assert "without old new guests would have" in done.stdout
     assert "avx512f" in done.stdout
-    assert "rome1 cannot join: POOL_HOSTS_NOT_HOMOGENEOUS" in done.stdout
+    assert "rome1 cannot join: HOSTS_NOT_HOMOGENEOUS" in done.stdout
     done = isthmus("xapi", "pool", home, "--json", "--join", lab.servers["more"].address())
     assert done.returncode == 0, done.stderr
     assert '"lowered_by":[{' in done.stdout
