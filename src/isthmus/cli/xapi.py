@@ -55,10 +55,7 @@ def pool(address: str, joining: str | None, as_json: bool) -> None:
     new: dict[str, Joining] = {}
     if joining:
         with Connection.open(parse(joining)) as connection:
-            new = {
-                host.record.name_label: judge(host.cpu, known.level)
-                for host in inventory(connection).hosts
-            }
+            new = {host.name: judge(host.cpu, known.level) for host in inventory(connection).hosts}
     if as_json:
         _print_json(known, new)
     else:
@@ -83,7 +80,7 @@ def _print_json(known: "Inventory", new: "dict[str, Joining]") -> None:
         },
         "hosts": [
             {
-                "name": host.record.name_label,
+                "name": host.name,
                 "uuid": host.record.uuid,
                 "address": host.record.address,
                 "enabled": host.record.enabled,
@@ -106,16 +103,16 @@ def _print(known: "Inventory", new: "dict[str, Joining]") -> None:
 
     level = known.level
     hosts = [host.cpu for host in known.hosts]
-    click.echo(f"pool {printable(known.name)}: guests start with {len(names(level.hvm))} features")
+    click.echo(f"pool {known.name}: guests start with {len(names(level.hvm))} features")
     click.echo(f"  featureset  {written(level.hvm) or 'not told'}")
     for host in known.hosts:
         model = " ".join(printable(host.record.cpu_info.get("modelname", "")).split())
         state = "" if host.record.enabled else ", disabled"
-        click.echo(f"host {printable(host.record.name_label)}: {host.cpu.vendor}, {model}{state}")
+        click.echo(f"host {host.name}: {host.cpu.vendor}, {model}{state}")
         if lost := given_up(host.cpu, level):
             click.echo(f"  gives up    {_some(lost)}")
     for one in lowering(hosts):
-        click.echo(f"without {printable(one.host)} new guests would have {_some(one.features)}")
+        click.echo(f"without {one.host} new guests would have {_some(one.features)}")
     if len({host.vendor for host in hosts}) > 1:
         click.echo("the hosts are of different makers: their guests move to none of the other's")
     elif level_of(hosts).hvm != level.hvm:
@@ -124,10 +121,10 @@ def _print(known: "Inventory", new: "dict[str, Joining]") -> None:
         )
     for name, verdict in new.items():
         for obstacle in verdict.obstacles:
-            click.echo(f"{printable(name)} cannot join: {obstacle.text}")
+            click.echo(f"{name} cannot join: {obstacle.text}")
         if not verdict.obstacles:
             loss = f"new guests lose {_some(verdict.loses)}" if verdict.loses else "nothing is lost"
-            click.echo(f"{printable(name)} can join: {loss}")
+            click.echo(f"{name} can join: {loss}")
 
 
 def _some(features: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.hypervisor.xapi import orders
-from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError, printable
+from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError
 from isthmus.hypervisor.xapi.inventory import guest_of
 from isthmus.hypervisor.xapi.records import Ref, TaskRecord, TaskStatus
 from isthmus.migration.decision import Action, decide
@@ -73,7 +73,7 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
     ends = await asyncio.to_thread(Ends.open, addresses)
     try:
         route = await asyncio.to_thread(find_route, ends, request.guest)
-        name = printable(route.guest.name)
+        name = route.guest.name
         with guest_lock(store.locks, name):
             for path, record in records(store.journals):
                 if not record.final and record.plan.source.domain == route.guest.record.uuid:
@@ -90,8 +90,8 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
                 source=source,
                 destination=destination,
                 channel="",
-                source_host=printable(route.source.record.name_label),
-                destination_host=printable(route.destination.record.name_label),
+                source_host=route.source.name,
+                destination_host=route.destination.name,
                 created=time.time(),
                 platform="xapi",
             )
