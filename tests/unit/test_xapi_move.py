@@ -119,6 +119,7 @@ async def test_the_other_maker_is_refused_with_xapis_own_reason(lab: Lab, web: s
     verdict = await check(lab.request("amd/rome1"))
     assert "xapi-forbids" in {finding.rule for finding in verdict.blocking}
     assert lab.servers["intel"].count("Async.VM.migrate_send") == 0
+    assert lab.servers["amd"].pool.sessions == set(), "the token of the check is given back"
     one_copy(lab, web, "sky1")
 
 
@@ -307,11 +308,14 @@ async def test_xapi_restarts_on_the_way(lab: Lab, web: str) -> None:
     one_copy(lab, web, "sky2")
 
 
+@pytest.mark.parametrize("to", ["intel/sky2", "more/sky9"])
 async def test_a_pool_that_goes_silent_is_asked_again_later(
-    lab: Lab, web: str, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, web: str, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
+    """Meanwhile the move goes on, in the name of the sessions that ordered it."""
     monkeypatch.setattr(connection, "PATIENCE_S", 1.0)
     lab.world.hold_at = 0.5
+    host = to.partition("/")[2]
     server = lab.servers["intel"]
 
     def silence(progress: Progress) -> None:
@@ -320,14 +324,14 @@ async def test_a_pool_that_goes_silent_is_asked_again_later(
 
     lab.on_progress = silence
     with pytest.raises(UndecidedError, match="does not answer"):
-        await move(lab.request("intel/sky2"), lab.store, lab.observe)
+        await move(lab.request(to), lab.store, lab.observe)
     assert not lab.journal().final
     server.faults = []
     lab.world.release()
-    until(lambda: lab.where(web) == {"sky2"}, "a guest that has moved")
+    until(lambda: lab.where(web) == {host}, "a guest that has moved")
     record = await recover(lab.journal_path(), lab.store, lab.observe, "")
     assert record.phase is Phase.COMMITTED
-    one_copy(lab, web, "sky2")
+    one_copy(lab, web, host)
 
 
 async def test_a_guest_that_dies_on_arrival_is_told(lab: Lab, web: str) -> None:

@@ -92,6 +92,7 @@ class Pool:
         self.name = name
         self.password = password
         self.sessions: set[str] = set()
+        self.caller = threading.local()
         self.tables: dict[str, dict[str, dict[str, Any]]] = {each: {} for each in CLASSES}
         self.generation = 1
         self.touched: dict[tuple[str, str], int] = {}

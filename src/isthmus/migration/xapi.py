@@ -71,17 +71,14 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
     """
     addresses = addresses_of(request.source, request.destination)
     ends = await asyncio.to_thread(Ends.open, addresses)
+    run: _Run | None = None
+    judged: tuple[Preflight, orders.Order] | None = None
     try:
         route = await asyncio.to_thread(find_route, ends, request.guest)
         name = route.guest.name
         with guest_lock(store.locks, name):
-            for path, record in records(store.journals):
-                if not record.final and record.plan.source.domain == route.guest.record.uuid:
-                    raise IsthmusError(
-                        f"{name}: migration {path.stem} was cut short",
-                        remedy="isthmus migrate --resume finishes it or rolls it back",
-                    )
-            verdict, order = await asyncio.to_thread(judge, ends, route, request)
+            _require_no_other(store, name, route.guest.record.uuid)
+            judged = verdict, order = await asyncio.to_thread(judge, ends, route, request)
             verdict.require()
             source, destination = route.sides(addresses)
             plan = Plan(
@@ -100,10 +97,23 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
                 await run.carry_out(order)
             finally:
                 run.journal.close()
-                await asyncio.to_thread(_give_back, ends, order)
             return run.journal.record
     finally:
-        await asyncio.to_thread(ends.close)
+        # While XAPI may still be moving it, the sessions must live: the hosts work in their name.
+        moving = run is not None and not run.journal.record.final
+        if judged is not None and not moving:
+            await asyncio.to_thread(_give_back, ends, judged[1])
+        await asyncio.to_thread(ends.close, moving=moving)
+
+
+def _require_no_other(store: GuestStore, name: str, uuid: str) -> None:
+    """Refuse while an earlier migration of the guest has not come to its end."""
+    for path, record in records(store.journals):
+        if not record.final and record.plan.source.domain == uuid:
+            raise IsthmusError(
+                f"{name}: migration {path.stem} was cut short",
+                remedy="isthmus migrate --resume finishes it or rolls it back",
+            )
 
 
 async def recover(

@@ -87,11 +87,13 @@ class Ends:
         """Whether both ends are in one pool."""
         return self.here.record.uuid == self.there.record.uuid
 
-    def close(self) -> None:
-        """Log out."""
-        if self.destination is not self.source:
-            self.destination.close()
-        self.source.close()
+    def close(self, *, moving: bool = False) -> None:
+        """Log out, unless a move may still need the sessions."""
+        for connection in {id(each): each for each in (self.source, self.destination)}.values():
+            if moving:
+                connection.leave()
+            else:
+                connection.close()
 
 
 class Route(Value, frozen=True):
