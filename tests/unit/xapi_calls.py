@@ -192,8 +192,16 @@ def assert_can_migrate(
     return ""
 
 
+def _let_in(pool: Pool, session: str, vm: str) -> None:
+    """The hosts let each other in by a session (``xenops_url``): without it the move breaks."""
+    if session not in pool.sessions:
+        raise RefusedError("VM_MIGRATE_FAILED", vm, "", "", "not authorised")
+
+
 @call("Async.VM.pool_migrate", "ref VM", "ref host", "map")
 def pool_migrate(pool: Pool, vm: str, host: str, options: dict[str, str]) -> str:
+    session = pool.caller.session
+
     def work(task: str) -> str:
         record = pool.get("VM", vm)
         if record["power_state"] != "Running":
@@ -203,6 +211,7 @@ def pool_migrate(pool: Pool, vm: str, host: str, options: dict[str, str]) -> str
         pool.change("VM", vm, scheduled_to_be_resident_on=host)
         try:
             pool.advance(task)
+            _let_in(pool, session, vm)
         except RefusedError:
             if pool.world.loses:
                 pool.world.executes(pool.uuid(vm), source, here=False)
@@ -236,6 +245,7 @@ def migrate_send(
         )  # fmt: skip
         try:
             pool.advance(task)
+            _let_in(there, dest["session_id"], vm)
         except RefusedError:
             there.remove("VM", arrived)
             raise

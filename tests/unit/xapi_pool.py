@@ -92,6 +92,7 @@ class Pool:
         self.name = name
         self.password = password
         self.sessions: set[str] = set()
+        self.caller = threading.local()
         self.tables: dict[str, dict[str, dict[str, Any]]] = {each: {} for each in CLASSES}
         self.generation = 1
         self.touched: dict[tuple[str, str], int] = {}
@@ -230,16 +231,16 @@ class Pool:
             backtrace="()",
         )  # fmt: skip
 
+        busy: list[str] = []
+        with self.world.lock:
+            for other, what in record["current_operations"].items():
+                busy = ["OTHER_OPERATION_IN_PROGRESS", "VM", vm, what, other]
+            if not busy:
+                self.change("VM", vm, current_operations={task: operation})
+
         def run() -> None:
             try:
-                with self.world.lock:
-                    self._busy(vm, record)
-                    self.change("VM", vm, current_operations={task: operation})
-                try:
-                    result = work(task)
-                finally:
-                    if vm in self.tables["VM"]:
-                        self.change("VM", vm, current_operations={})
+                result = self._worked(vm, task, work, busy)
             except RefusedError as refused:
                 cancelled = refused.details[0] == "TASK_CANCELLED"
                 end = {"status": "cancelled" if cancelled else "failure"}
@@ -255,9 +256,14 @@ class Pool:
         threading.Thread(target=run, daemon=True).start()
         return task
 
-    def _busy(self, vm: str, record: dict[str, Any]) -> None:
-        for other, what in record["current_operations"].items():
-            raise RefusedError("OTHER_OPERATION_IN_PROGRESS", "VM", vm, what, other)
+    def _worked(self, vm: str, task: str, work: Callable[[str], str], busy: list[str]) -> str:
+        if busy:
+            raise RefusedError(*busy)
+        try:
+            return work(task)
+        finally:
+            if vm in self.tables["VM"]:
+                self.change("VM", vm, current_operations={})
 
     def advance(self, task: str, *, steps: int = 10) -> None:
         """The memory goes over: progress, the moments to hold, to fail and to be cancelled."""

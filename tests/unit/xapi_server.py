@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 import xmlrpc.client
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ class Fault:
 
     ``how``: ``cut`` (nothing is done, the connection closes), ``cut-after`` (it is done, the
     connection closes), ``torn`` (it closes in the middle of the answer), ``expire`` (the session
-    has ended), ``http`` (500 in HTTP's words), ``raw`` (``body`` instead of an answer), ``fail``
-    (``details``), ``stall`` (silence for ``seconds``).
+    is said to have ended), ``http`` (500 in HTTP's words), ``raw`` (``body`` instead of an
+    answer), ``fail`` (``details``), ``stall`` (silence for ``seconds``).
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class XapiServer:
         self.faults: list[Fault] = []
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.connections = 0
+        self.on_call: Callable[[str], None] = lambda _: None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificates.server)
         outer = self
@@ -156,6 +158,7 @@ class XapiServer:
             with pool.world.lock:
                 return implicit(pool, method, tuple(rest))
         check(pool, method, tuple(rest))
+        pool.caller.session = session
         return CALLS[method][1](pool, *rest)
 
 
@@ -173,18 +176,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         arguments, method = xmlrpc.client.loads(body)
         assert method is not None
         server.calls.append((method, arguments))
+        server.on_call(method)
         fault = server.fault(method)
         how = fault.how if fault else ""
         if fault and how == "stall":
             time.sleep(fault.seconds)
-        if how == "expire":
-            server.pool.sessions.clear()
         if how == "cut":
             return self._cut()
-        if fault and how == "fail":
+        if how == "expire":
             answer: dict[str, Any] = {
-                "Status": "Failure", "ErrorDescription": list(fault.details),
+                "Status": "Failure", "ErrorDescription": ["SESSION_INVALID", "OpaqueRef:old"],
             }  # fmt: skip
+        elif fault and how == "fail":
+            answer = {"Status": "Failure", "ErrorDescription": list(fault.details)}
         else:
             answer = server.answer(method, arguments)
         if how == "cut-after":

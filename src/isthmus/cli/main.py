@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "isthmus.cli.xen_filter:xen_filter",
         "Check and rewrite a Xen migration stream on its way.",
     ),
+    "xapi": ("isthmus.cli.xapi:xapi", "Show pools of XenServer and XCP-ng, and their CPU level."),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
     "lab": ("isthmus.cli.lab_kvm:lab", "Start and stop hosts here: real KVM, Xen, libvirt."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),

@@ -102,6 +102,7 @@ def migrate(
       isthmus migrate web --to Penryn --watch 30m
       isthmus migrate web --to Penryn --dry-run --json
       isthmus migrate web --from qemu:///system --to qemu+ssh://root@intel1/system
+      isthmus migrate web --from xapi://pool.example --to xapi://pool.example/host2
       isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
       isthmus migrate web --to Penryn --through /mnt/share/web.state
       isthmus migrate --resume
@@ -311,11 +312,10 @@ def _observer(quiet: bool) -> Observer:
             click.echo(f"  {progress.phase}", err=True)
         elif transfer.total:
             done = 100 * (1 - transfer.remaining / transfer.total)
-            click.echo(
-                f"  moving: {done:.0f} %, {transfer.transferred >> 20} MiB sent,"
-                f" {transfer.rate_mbps:.0f} Mbit/s",
-                err=True,
-            )
+            sent = ""
+            if transfer.transferred:  # not every platform tells
+                sent = f", {transfer.transferred >> 20} MiB sent, {transfer.rate_mbps:.0f} Mbit/s"
+            click.echo(f"  moving: {done:.0f} %{sent}", err=True)
 
     return observe
 

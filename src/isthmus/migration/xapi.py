@@ -26,7 +26,7 @@ from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.hypervisor.xapi import orders
-from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError, printable
+from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError
 from isthmus.hypervisor.xapi.inventory import guest_of
 from isthmus.hypervisor.xapi.records import Ref, TaskRecord, TaskStatus
 from isthmus.migration.decision import Action, decide
@@ -43,6 +43,8 @@ SETTLED_S = 10.0
 RESUME_S = 60.0
 """How long recovery waits for a move that XAPI still works at, before it says so."""
 SAMPLE_S = 1.0
+RECOVERED = Options()
+"""How recovery watches a guest that has arrived."""
 
 T = TypeVar("T")
 
@@ -69,17 +71,14 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
     """
     addresses = addresses_of(request.source, request.destination)
     ends = await asyncio.to_thread(Ends.open, addresses)
+    run: _Run | None = None
+    judged: tuple[Preflight, orders.Order] | None = None
     try:
         route = await asyncio.to_thread(find_route, ends, request.guest)
-        name = printable(route.guest.name)
+        name = route.guest.name
         with guest_lock(store.locks, name):
-            for path, record in records(store.journals):
-                if not record.final and record.plan.source.domain == route.guest.record.uuid:
-                    raise IsthmusError(
-                        f"{name}: migration {path.stem} was cut short",
-                        remedy="isthmus migrate --resume finishes it or rolls it back",
-                    )
-            verdict, order = await asyncio.to_thread(judge, ends, route, request)
+            _require_no_other(store, name, route.guest.record.uuid)
+            judged = verdict, order = await asyncio.to_thread(judge, ends, route, request)
             verdict.require()
             source, destination = route.sides(addresses)
             plan = Plan(
@@ -88,8 +87,8 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
                 source=source,
                 destination=destination,
                 channel="",
-                source_host=printable(route.source.record.name_label),
-                destination_host=printable(route.destination.record.name_label),
+                source_host=route.source.name,
+                destination_host=route.destination.name,
                 created=time.time(),
                 platform="xapi",
             )
@@ -98,10 +97,23 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
                 await run.carry_out(order)
             finally:
                 run.journal.close()
-                await asyncio.to_thread(_give_back, ends, order)
             return run.journal.record
     finally:
-        await asyncio.to_thread(ends.close)
+        # While XAPI may still be moving it, the sessions must live: the hosts work in their name.
+        moving = run is not None and not run.journal.record.final
+        if judged is not None and not moving:
+            await asyncio.to_thread(_give_back, ends, judged[1])
+        await asyncio.to_thread(ends.close, moving=moving)
+
+
+def _require_no_other(store: GuestStore, name: str, uuid: str) -> None:
+    """Refuse while an earlier migration of the guest has not come to its end."""
+    for path, record in records(store.journals):
+        if not record.final and record.plan.source.domain == uuid:
+            raise IsthmusError(
+                f"{name}: migration {path.stem} was cut short",
+                remedy="isthmus migrate --resume finishes it or rolls it back",
+            )
 
 
 async def recover(
@@ -123,7 +135,7 @@ async def recover(
         addresses = addresses_of(plan.source.address, plan.destination.address)
         ends = await asyncio.to_thread(Ends.open, addresses)
         try:
-            run = _Run(journal, ends, Options(), observer)
+            run = _Run(journal, ends, RECOVERED, observer)
             with contextlib.suppress(RolledBackError):
                 await run.settle("the process that moved the guest was killed", RESUME_S, use)
         finally:

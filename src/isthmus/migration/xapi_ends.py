@@ -22,7 +22,7 @@ from isthmus.hypervisor.xapi.compatibility import (
     moving,
 )
 from isthmus.hypervisor.xapi.connection import Connection
-from isthmus.hypervisor.xapi.failures import INCOMPATIBLE
+from isthmus.hypervisor.xapi.failures import INCOMPATIBLE, printable
 from isthmus.hypervisor.xapi.featureset import Words, features
 from isthmus.hypervisor.xapi.inventory import (
     Guest,
@@ -87,11 +87,13 @@ class Ends:
         """Whether both ends are in one pool."""
         return self.here.record.uuid == self.there.record.uuid
 
-    def close(self) -> None:
-        """Log out."""
-        if self.destination is not self.source:
-            self.destination.close()
-        self.source.close()
+    def close(self, *, moving: bool = False) -> None:
+        """Log out, unless a move may still need the sessions."""
+        for connection in {id(each): each for each in (self.source, self.destination)}.values():
+            if moving:
+                connection.leave()
+            else:
+                connection.close()
 
 
 class Route(Value, frozen=True):
@@ -133,14 +135,12 @@ def find_route(ends: Ends, guest: str) -> Route:
     source = ends.here.by_ref(found.record.resident_on)
     if (wanted := ends.addresses.source.target) and ends.here.find(wanted) is not source:
         raise InputError(
-            f"{found.name} is on {source.record.name_label}, not on {wanted}",
+            f"{found.name} is on {source.name}, not on {wanted}",
             remedy="leave the host out: XAPI knows where its guests are",
         )
     destination = _destination(ends.there, ends.addresses.destination)
     if ends.one_pool and destination.record.uuid == source.record.uuid:
-        raise InputError(
-            f"{found.name} is on {source.record.name_label} already", remedy="name another host"
-        )
+        raise InputError(f"{found.name} is on {source.name} already", remedy="name another host")
     return Route(guest=found, source=source, destination=destination)
 
 
@@ -179,8 +179,8 @@ def judge(ends: Ends, route: Route, request: Request) -> tuple[Preflight, orders
         found.append(_xapi(route, refusal.code, str(refusal)))
     verdict = Preflight(
         guest=route.guest.name,
-        source_host=route.source.record.name_label,
-        destination_host=route.destination.record.name_label,
+        source_host=route.source.name,
+        destination_host=route.destination.name,
         shown=shown_on(shown, _offer(route)),
         findings=tuple(found),
         blocking=_blocking(found, request),
@@ -238,13 +238,13 @@ def _model(host: Host, words: Words) -> CpuModel:
     info = host.record.cpu_info
     family, model, stepping = (_number(info.get(key, "")) for key in _NUMBERS)
     return CpuModel(
-        name=host.record.name_label,
+        name=host.name,
         source="XAPI, host.cpu_info",
         vendor=host.cpu.vendor,
         family=family,
         model=model,
         stepping=stepping,
-        brand=info.get("modelname", "")[:64],
+        brand=printable(info.get("modelname", ""))[:64],
         features=features(words),
         unknown=("raw CPUID leaves", "XSAVE layout", "address widths", NO_LEAVES),
     )
@@ -277,7 +277,7 @@ def _xapi(route: Route, code: str, text: str) -> Finding:
         notice=text,
         remedy=f"isthmus explain {code}",
         source="the pool's own answer",
-        evidence=f"asked for {route.destination.record.name_label}",
+        evidence=f"asked for {route.destination.name}",
     )
 
 
@@ -292,7 +292,7 @@ def _destination(pool: Inventory, address: Address) -> Host:
         return at_address[0]
     if len(pool.hosts) == 1:
         return pool.hosts[0]
-    names = ", ".join(host.record.name_label for host in pool.hosts)
+    names = ", ".join(host.name for host in pool.hosts)
     raise InputError(
         f"xapi://{address.authority}: which host of pool {pool.name} is meant?",
         remedy=f"write xapi://{address.authority}/HOST, one of {names}",

@@ -1,1 +1,1 @@
-"""XenServer and XCP-ng: a level as a featureset."""
+"""XenServer and XCP-ng: a level as a featureset; pools asked and guests moved by XAPI."""

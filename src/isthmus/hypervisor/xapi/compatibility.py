@@ -14,7 +14,7 @@ Facts, all from xen-api's source:
   ``force=true`` in the options of the move leaves the whole comparison out (``pool_migrate`` in
   ``ocaml/xapi/message_forwarding.ml``; ``check_cpu`` in ``ocaml/xapi/xapi_vm_migrate.ml``).
 * A host joins where its maker is the pool's, whatever its features; else the join fails with
-  POOL_HOSTS_NOT_HOMOGENEOUS, "CPUs differ" (``ocaml/xapi/xapi_pool.ml``,
+  HOSTS_NOT_HOMOGENEOUS, "CPUs differ" (``ocaml/xapi/xapi_pool.ml``,
   ``assert_hosts_homogeneous``), unless it is ``pool.join_force``.
 """
 
@@ -215,7 +215,7 @@ def joining(host: HostCpu, pool: Level) -> Joining:
         obstacles = (
             Obstacle(
                 rule=MAKERS_DIFFER,
-                text=f"POOL_HOSTS_NOT_HOMOGENEOUS: {host.name} has a CPU of"
+                text=f"HOSTS_NOT_HOMOGENEOUS: {host.name} has a CPU of"
                 f" {host.vendor or 'an unknown maker'}, the pool's are of"
                 f" {pool.vendor or 'unknown makers'}",
             ),

@@ -20,7 +20,8 @@ AUTHENTICATION = "SESSION_AUTHENTICATION_FAILED"
 UUID_INVALID = "UUID_INVALID"
 
 _MAX_TEXT = 300
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+# Control characters, and those that turn the direction of writing.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 # References mean nothing to people, and one of a session is as good as a password.
 _REFERENCE = re.compile(r"OpaqueRef:[0-9A-Za-z-]+")
 

@@ -13,7 +13,12 @@ from isthmus.hypervisor.xapi.compatibility import (
     stated_level,
 )
 from isthmus.hypervisor.xapi.connection import Connection
-from isthmus.hypervisor.xapi.failures import HANDLE_INVALID, UUID_INVALID, XapiFailureError
+from isthmus.hypervisor.xapi.failures import (
+    HANDLE_INVALID,
+    UUID_INVALID,
+    XapiFailureError,
+    printable,
+)
 from isthmus.hypervisor.xapi.records import (
     NULL,
     HostRecord,
@@ -33,6 +38,11 @@ class Host(Value, frozen=True):
     record: HostRecord
     cpu: HostCpu
 
+    @property
+    def name(self) -> str:
+        """What it is called, fit to be shown."""
+        return self.cpu.name
+
 
 class Inventory(Value, frozen=True):
     """A pool with its hosts; ``level`` is what the pool itself states."""
@@ -45,7 +55,7 @@ class Inventory(Value, frozen=True):
     @property
     def name(self) -> str:
         """What the pool is called; a pool of one host has no name."""
-        return self.record.name_label or self.by_ref(self.record.master).record.name_label
+        return printable(self.record.name_label) or self.by_ref(self.record.master).name
 
     def by_ref(self, ref: Ref) -> Host:
         """The host of a reference; raises :class:`InputError` if it is not of this pool."""
@@ -65,7 +75,7 @@ class Inventory(Value, frozen=True):
             if wanted
             in {host.record.uuid, host.record.name_label, host.record.hostname, host.record.address}
         ]
-        known = ", ".join(sorted(host.record.name_label for host in self.hosts))
+        known = ", ".join(sorted(host.name for host in self.hosts))
         if len(found) != 1:
             what = "several hosts" if found else "no host"
             raise InputError(
@@ -86,7 +96,7 @@ class Guest(Value, frozen=True):
     @property
     def name(self) -> str:
         """What it is called."""
-        return self.record.name_label or self.record.uuid
+        return printable(self.record.name_label or self.record.uuid)
 
 
 def inventory(connection: Connection) -> Inventory:
@@ -103,9 +113,9 @@ def inventory(connection: Connection) -> Inventory:
     return Inventory(
         ref=ref,
         record=record,
-        level=stated_level(record.cpu_info, where=record.name_label or "the pool"),
+        level=stated_level(record.cpu_info, where=printable(record.name_label) or "the pool"),
         hosts=tuple(
-            Host(ref=each, record=host, cpu=host_cpu(host.name_label, host.cpu_info))
+            Host(ref=each, record=host, cpu=host_cpu(printable(host.name_label), host.cpu_info))
             for each, host in sorted(hosts.items(), key=lambda pair: pair[1].name_label)
         ),
     )
@@ -163,9 +173,7 @@ def management_network(connection: Connection, host: Host) -> Ref:
     for pif in connection.ask_for(dict[str, PifRecord], "PIF.get_all_records").values():
         if pif.management and pif.host == host.ref:
             return pif.network
-    raise IsthmusError(
-        f"{host.record.name_label}: no management network", remedy="see `xe pif-list`"
-    )
+    raise IsthmusError(f"{host.name}: no management network", remedy="see `xe pif-list`")
 
 
 def _named(connection: Connection, wanted: str) -> dict[Ref, VmRecord]:
@@ -185,7 +193,7 @@ def _guest(connection: Connection, ref: Ref, record: VmRecord) -> Guest:
         ref=ref,
         record=record,
         kind=kind,
-        demand=demand(record.last_boot_cpu_flags, kind, where=record.name_label),
+        demand=demand(record.last_boot_cpu_flags, kind, where=printable(record.name_label)),
     )
 
 

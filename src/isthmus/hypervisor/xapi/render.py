@@ -42,6 +42,6 @@ def render(level: Baseline, name: str) -> Rendering:  # noqa: ARG001 (every rend
         commands=tuple(commands),
         notes=tuple(notes),
         refusals=mixed_makers(
-            level, "XAPI", "a host of another maker cannot join a pool (POOL_HOSTS_NOT_HOMOGENEOUS)"
+            level, "XAPI", "a host of another maker cannot join a pool (HOSTS_NOT_HOMOGENEOUS)"
         ),
     )
