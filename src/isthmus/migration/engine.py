@@ -272,7 +272,7 @@ class _Run:
     async def _arrived(self) -> None:
         """Compare what both sides have in their registers, while both stand still.
 
-        Not where QEMU emulates the CPU: nobody refuses its state, and asking would add to the downtime.
+        Not where QEMU emulates the CPU: nobody refuses its state there, and asking adds downtime.
 
         :raises HypervisorError: the destination's hypervisor did not take the guest's state.
         """
