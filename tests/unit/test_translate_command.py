@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def test_metrics_are_served_until_interrupted(tmp_path) -> None:
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert taken.returncode == 2
+    # Where the tests run in the background, SIGINT may be ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     server = subprocess.Popen(
         command("metrics", "--listen", f"127.0.0.1:{port}"), env=environment(tmp_path),
         stderr=subprocess.PIPE, text=True,
@@ -97,7 +100,7 @@ def test_metrics_are_served_until_interrupted(tmp_path) -> None:
         assert address == f"http://127.0.0.1:{port}/metrics"
         with urllib.request.urlopen(address, timeout=30) as answer:
             assert b"# TYPE isthmus_translated_total counter" in answer.read()
-        server.send_signal(2)
+        server.send_signal(signal.SIGINT)
         assert server.wait(30) == 130
     finally:
         server.kill()
