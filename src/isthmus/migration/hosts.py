@@ -7,7 +7,7 @@ file.  The hosts are named CPU models; what each truly offers is asked of QEMU.
 import contextlib
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -79,6 +79,10 @@ class Hosts:
         """The QEMU that takes over a guest on ``host`` whose QEMU so far is ``home``."""
         return home
 
+    def facts(self) -> Mapping[str, bool]:
+        """What is known of every host, as ``divergence/data/facts.json`` names it."""
+        return {}
+
     def way(self, host: str, folder: Path, channel: str) -> tuple[str, str]:  # noqa: ARG002
         """Where a guest that comes to ``host`` is received, and where its source has to dial.
 
@@ -109,6 +113,9 @@ class Hosts:
             )
         offer = self.offered(host)
         shown = shown or offer
+        if shown.tsc_khz is None:
+            # Nobody tells it a rate: it measures its home's when it boots.
+            shown = shown.replace(tsc_khz=offer.tsc_khz)
         if missing := sorted(shown.features - offer.features):
             raise InputError(
                 f"{host} does not offer {', '.join(missing)}", remedy="level for this host, too"
@@ -159,7 +166,10 @@ class Hosts:
 
     def _judge(self, guest: Guest, host: str, by: Service, accepted: Collection[str]) -> Preflight:
         evidence = GuestEvidence(
-            shown=guest.shown, vcpus=guest.spec.vcpus, memory_mib=guest.spec.memory_mib
+            shown=guest.shown,
+            vcpus=guest.spec.vcpus,
+            memory_mib=guest.spec.memory_mib,
+            facts=_clock_of(guest.spec.command_line),
         )
         return preflight(
             guest.name,
@@ -169,6 +179,7 @@ class Hosts:
             translatable=by.covered,
             accepted=accepted,
             hypervisor=self.accelerator.value,
+            facts=self.facts(),
         )
 
     async def move(
@@ -254,6 +265,12 @@ class Hosts:
             rewrite=rewrite,
             translation=translation,
         )
+
+
+def _clock_of(command_line: str) -> dict[str, bool]:
+    """What a kernel's command line says of its clock source; nothing where it leaves the choice."""
+    chosen = [word for word in command_line.split() if word.startswith("clocksource=")]
+    return {"clock-tsc": chosen[-1] == "clocksource=tsc"} if chosen else {}
 
 
 def served(guest: Guest, *, translate: bool) -> Service:

@@ -3,7 +3,7 @@
 Decides what the destination shows the guest, what diverges, and whether the move may go ahead.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from isthmus.baseline.shown import shown_on
 from isthmus.cpu.model import CpuModel
@@ -62,13 +62,15 @@ def preflight(
     translatable: frozenset[str] = frozenset(),
     accepted: Collection[str] = (),
     hypervisor: str = "",
+    facts: Mapping[str, bool] | None = None,
 ) -> Preflight:
     """Check a guest against a destination host that offers ``offer``.
 
     :param hypervisor: what runs guests on both hosts (``kvm``, ``tcg`` …), empty if unknown.
+    :param facts: what else is known of both hosts (``divergence/data/facts.json``).
     """
     shown = shown_on(evidence.shown, offer)
-    host = HostEvidence(hypervisor=hypervisor)
+    host = HostEvidence(hypervisor=hypervisor, facts=dict(facts or {}))
     found = findings(evidence, offer, shown, translatable=translatable, here=host, there=host)
     return Preflight(
         guest=guest,
