@@ -7,7 +7,7 @@ file.  The hosts are named CPU models; what each truly offers is asked of QEMU.
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -85,6 +85,10 @@ class Hosts:
         """The QEMU that takes over a guest on ``host`` whose QEMU so far is ``home``."""
         return home
 
+    def facts(self) -> Mapping[str, bool]:
+        """What is known of every host, as ``divergence/data/facts.json`` names it."""
+        return {}
+
     def way(self, host: str, folder: Path, channel: str) -> tuple[str, str]:  # noqa: ARG002
         """Where a guest that comes to ``host`` is received, and where its source has to dial.
 
@@ -148,6 +152,9 @@ class Hosts:
             )
         offer = self.offered(host)
         shown = shown or offer
+        if shown.tsc_khz is None:
+            # Nobody tells it a rate: it measures its home's when it boots.
+            shown = shown.replace(tsc_khz=offer.tsc_khz)
         if missing := sorted(shown.features - offer.features):
             raise InputError(
                 f"{host} does not offer {', '.join(missing)}", remedy="level for this host, too"
@@ -208,7 +215,10 @@ class Hosts:
         self, guest: Guest, host: str, by: Service, accepted: Collection[str], *, rewrite: bool
     ) -> Preflight:
         evidence = GuestEvidence(
-            shown=guest.shown, vcpus=guest.spec.vcpus, memory_mib=guest.spec.memory_mib
+            shown=guest.shown,
+            vcpus=guest.spec.vcpus,
+            memory_mib=guest.spec.memory_mib,
+            facts=_clock_of(guest.spec.command_line),
         )
         return preflight(
             guest.name,
@@ -221,6 +231,7 @@ class Hosts:
             manager="qemu",
             assured=(*ASSURED, *(("repairs-hypercalls",) if rewrite else ())),
             source=self._source(guest),
+            facts=self.facts(),
         )
 
     async def move(
@@ -325,6 +336,12 @@ class Hosts:
             rewrite=rewrite,
             translation=translation,
         )
+
+
+def _clock_of(command_line: str) -> dict[str, bool]:
+    """What a kernel's command line says of its clock source; nothing where it leaves the choice."""
+    chosen = [word for word in command_line.split() if word.startswith("clocksource=")]
+    return {"clock-tsc": chosen[-1] == "clocksource=tsc"} if chosen else {}
 
 
 def translation_for(

@@ -3,7 +3,7 @@
 Decides what the destination shows the guest, what diverges, and whether the move may go ahead.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from isthmus.baseline.shown import shown_on
 from isthmus.cpu.model import CpuModel
@@ -65,6 +65,7 @@ def preflight(
     manager: str = "",
     assured: Collection[str] = (),
     source: CpuModel | None = None,
+    facts: Mapping[str, bool] | None = None,
 ) -> Preflight:
     """Check a guest against a destination host that offers ``offer``.
 
@@ -72,10 +73,12 @@ def preflight(
     :param manager: what drives it there (``qemu`` …), empty if unknown.
     :param assured: what the mover sees to there: facts of a host (``data/facts.json``).
     :param source: what the source's CPU can do, where that is known.
+    :param facts: what else is known of both hosts (``divergence/data/facts.json``).
     """
     shown = shown_on(evidence.shown, offer)
-    here = HostEvidence(hypervisor=hypervisor, manager=manager)
-    there = here.replace(facts=dict.fromkeys(assured, True))
+    known = dict(facts or {})
+    here = HostEvidence(hypervisor=hypervisor, manager=manager, facts=known)
+    there = here.replace(facts=known | dict.fromkeys(assured, True))
     found = findings(
         evidence, offer, shown, translatable=translatable, source=source, here=here, there=there
     )

@@ -11,6 +11,7 @@ ports of the others are (QEMU docs, "Network emulation", user mode).
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -45,6 +46,8 @@ STREAM_PORTS = tuple(range(4440, 4444))
 
 MAC = "52:54:00:12:34:58"
 
+_RATE = re.compile(r"tsc: .*?(\d{1,6}(?:\.\d{1,6})?) MHz")
+
 GATEWAY = "10.0.2.2"
 """This machine as a lab host sees it."""
 
@@ -70,7 +73,8 @@ class LabHost(Value, frozen=True):
 
     ``streams``: the ports of this machine's loopback that lead to ``STREAM_PORTS`` in the host, in
     their order; ``restored``: whether it was taken from the cache; ``seconds``: how long its start
-    took; ``kvm``: the modules that are loaded; ``emulator``: what emulates it, with its version.
+    took; ``kvm``: the modules that are loaded; ``emulator``: what emulates it, with its version;
+    ``tsc_khz``: the rate of its TSC by its own measurement, 0 if it told none.
     """
 
     name: str
@@ -83,6 +87,7 @@ class LabHost(Value, frozen=True):
     qemu: str
     kvm: str
     emulator: str = ""
+    tsc_khz: int = 0
 
     @property
     def folder(self) -> Path:
@@ -181,6 +186,9 @@ async def up(
         restored=restored,
         seconds=time.monotonic() - begun,
         emulator=version,
+        tsc_khz=read_tsc_khz(
+            await channel.run("/bin/sh", "-c", "dmesg | grep 'tsc: .* MHz' || true")
+        ),
         **facts,
     )
     (folder / "host.json").write_bytes(to_json(host))
@@ -344,6 +352,15 @@ async def _facts(channel: Channel) -> dict[str, str]:
         "qemu": version.partition("\n")[0].removeprefix("QEMU emulator version "),
         "kvm": modules.strip().replace("\n", " "),
     }
+
+
+def read_tsc_khz(said: str) -> int:
+    """The rate that a kernel's messages tell (Linux arch/x86/kernel/tsc.c), 0 if none.
+
+    The last of them is the best: it is refined after the boot.
+    """
+    rates = _RATE.findall(said)
+    return round(float(rates[-1]) * 1000) if rates else 0
 
 
 def _token(frozen: Path) -> str:

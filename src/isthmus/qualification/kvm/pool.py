@@ -53,7 +53,20 @@ class LabHosts(Hosts):
         """What the host's KVM can show a guest (QEMU's ``-cpu host``), without nesting."""
         offer = self._of(host).cpus.offered("host")
         needing = close(offer.features) - close(offer.features - NESTING)
-        return offer.replace(name=host, features=offer.features - NESTING - needing)
+        return offer.replace(
+            name=host,
+            features=offer.features - NESTING - needing,
+            tsc_khz=self._tsc_khz(self.hosts[host].model.emulator),
+        )
+
+    def facts(self) -> Mapping[str, bool]:
+        """Neither emulator scales a guest's TSC: QEMU warns of it at each arrival."""
+        return {"tsc-scaling": False}
+
+    def _tsc_khz(self, emulator: str) -> int | None:
+        """The rate of an emulator's TSC: one for all its hosts, each of which measured it."""
+        measured = (h.tsc_khz for h in self.hosts.values() if h.model.emulator == emulator)
+        return next((khz for khz in measured if khz), None)
 
     def hypervisor(self, host: str) -> QemuBinary:
         """The program that stands for the host's QEMU."""

@@ -22,6 +22,11 @@ from isthmus.qualification.kvm.guests import modes_guest
 from isthmus.values import Value
 
 AMD, INTEL = "kvm:epyc", "kvm:haswell"
+AMD_BY_BOCHS = "kvm:trinity"
+"""For what QEMU's emulation cannot play: it ends with "invalid tss type" when a guest in a 32-bit
+mode changes to an inner ring once KVM has set its task register.  KVM marks that as busy, as it is
+(svm/svm.c, svm_get_segment), and QEMU takes only the other form for a task segment
+(target/i386/tcg/seg_helper.c, get_ss_esp_from_tss)."""
 
 # A kernel of its own, without programs that could attack it.
 ACCEPTED = ("compat-entry-at-zero",)
@@ -38,20 +43,27 @@ class Mode(Value, frozen=True):
     """A mode: its word on the command line, what it is, the accesses that are forbidden in it.
 
     ``forbidden``: FAULTS where limits are enforced.  ``steady``: it loads no segment meanwhile.
+    ``home``: the AMD host that can play it.
     """
 
     word: str
     about: str
     forbidden: int
     steady: bool = True
+    home: str = AMD
 
 
 MODES = (
     Mode(word="real", about="real mode, IDT not at 0", forbidden=0b11),
     Mode(word="unreal", about="real mode, bases and limits of protected mode", forbidden=0b1),
     Mode(word="16", about="protected, 16 bits, expand-down, LDT", forbidden=0b1111),
-    Mode(word="vm86", about="virtual-8086 under a monitor", forbidden=0b1),
-    Mode(word="32", about="protected, 32 bits, CPL 3, conforming, expand-down", forbidden=0b11111),
+    Mode(word="vm86", about="virtual-8086 under a monitor", forbidden=0b1, home=AMD_BY_BOCHS),
+    Mode(
+        word="32",
+        about="protected, 32 bits, CPL 3, conforming, expand-down",
+        forbidden=0b11111,
+        home=AMD_BY_BOCHS,
+    ),
     Mode(word="long", about="64 bits, null segments, SYSCALL", forbidden=0, steady=False),
 )
 
@@ -178,7 +190,9 @@ def _plain(host: str) -> str:
 
 async def run(bench: Bench) -> list[Part]:
     """Each mode from AMD to Intel and back."""
-    return [await crossed(bench, mode, (AMD, INTEL, AMD)) for mode in MODES]
+    return [await crossed(bench, mode, (mode.home, INTEL, mode.home)) for mode in MODES]
 
 
-CASE = Case(6, "guests in real mode, 16 bits, VM86, 32 and 64 bits", ("epyc", "haswell"), run)
+CASE = Case(
+    6, "guests in real mode, 16 bits, VM86, 32 and 64 bits", ("epyc", "trinity", "haswell"), run
+)
