@@ -21,6 +21,10 @@ BORN = b"""\
   <qemu:commandline><qemu:arg value='-no-hpet'/></qemu:commandline>
 </domain>
 """
+DAMAGED = b"""\
+<domain><cpu><model>qemu64</model></cpu>
+<metadata><i:hop xmlns:i='urn:isthmus:libvirt:1' folder='x'/></metadata></domain>
+"""
 MISSING = frozenset({"sse4a", "3dnow"})
 
 
@@ -89,8 +93,7 @@ def test_a_comma_in_the_folder_stays_one_word_for_qemu() -> None:
         (b"<domain type='qemu'/>", "no CPU model"),
         (b"<domain><cpu mode='host-passthrough'/></domain>", "no CPU model"),
         (
-            b"<domain><cpu><model>qemu64</model></cpu>"
-            b"<metadata><i:hop xmlns:i='urn:isthmus:libvirt:1' folder='x'/></metadata></domain>",
+            DAMAGED,
             "damaged",
         ),
         (b"not xml", "."),
