@@ -165,8 +165,13 @@ class _End:
         """The state of this copy."""
         return (await self.told())[0]
 
-    def _copy(self, state: int, reason: int) -> Copy:  # noqa: ARG002 (the destination's does)
+    def _copy(self, state: int, reason: int) -> Copy:
         libvirt = binding()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in {
+            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,  # its memory has gone on ahead
+            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+        }:
+            return Copy.PARTIAL
         if state in {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED}:
             return Copy.RUNNING
         if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
@@ -206,10 +211,7 @@ class _End:
 class _Destination(_End):
     def _copy(self, state: int, reason: int) -> Copy:
         libvirt = binding()
-        if state == libvirt.VIR_DOMAIN_PAUSED and reason in {
-            libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
-            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
-        }:
+        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
             return Copy.PARTIAL
         return super()._copy(state, reason)
 
@@ -312,13 +314,14 @@ class _Run:
         begun = time.monotonic()
         first: int | None = None
         while True:
-            state = await self.destination.state()
+            copy, _, reason = await self.destination.told()
             elapsed = time.monotonic() - begun
-            if state is Copy.HELD:
+            if copy is Copy.HELD and reason == binding().VIR_DOMAIN_PAUSED_USER:
                 return
-            if state is not Copy.RUNNING:
+            if copy is not Copy.RUNNING:
                 raise _DeadOnArrivalError(
-                    f"the guest does not live on the destination: it is {state}"
+                    f"the guest does not live on the destination: it is {copy}"
+                    f" (libvirt's reason {reason})"
                 )
             domain = await self.destination.domain()
             used = (await call(domain.info))[4] if domain is not None else 0
