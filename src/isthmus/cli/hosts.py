@@ -1,4 +1,8 @@
-"""CPUs as operators name them: a model of the installed QEMU, a file, or ``here``: this machine."""
+"""CPUs as operators name them.
+
+A model of the installed QEMU, a file, a libvirt URI (what guests can be shown there), or ``here``:
+this machine.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,9 +17,21 @@ HERE = "here"
 """The name of this machine's own CPU."""
 
 
+def is_uri(name: str) -> bool:
+    """Whether a name is a libvirt URI, as operators write them (``qemu+ssh://host/system``)."""
+    return "://" in name and name.partition("://")[0].split("+")[0].isalpha()
+
+
+def at_uri(uri: str) -> CpuModel:
+    """What guests can be shown by libvirt's host at a URI."""
+    from isthmus.hypervisor.libvirt.inventory import cpu_at
+
+    return cpu_at(uri)
+
+
 def is_file(name: str) -> bool:
     """Whether a name means a file: it has a slash or a dot, or such a file exists."""
-    if name == HERE:
+    if name == HERE or is_uri(name):
         return False
     return "/" in name or "." in name or Path(name).is_file()
 
@@ -27,6 +43,7 @@ def read_hosts(names: Sequence[str]) -> tuple[CpuModel, ...]:
     :raises EnvironmentLackError: QEMU is needed and missing.
     """
     models = {name: read_host(Path(name)) for name in names if is_file(name)}
+    models |= {name: at_uri(name) for name in names if is_uri(name)}
     if HERE in names:
         models[HERE] = this_machine().replace(name=HERE)
     wanted = [name for name in names if name not in models]
