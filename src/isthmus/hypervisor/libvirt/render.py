@@ -23,7 +23,12 @@ from isthmus.hypervisor.rendering import (
 )
 
 _OWN = frozenset({"hypervisor"})
-"""Bits that libvirt and QEMU set by themselves for every guest."""
+"""Bits that QEMU sets by itself for every guest.
+
+They are no part of a level, but ``check='full'`` refuses to start a guest that shows what its
+element does not name (libvirt 9.0: ``guest CPU doesn't match specification: extra features:
+hypervisor``), so they are required by name.
+"""
 
 MAXPHYSADDR_SINCE = "8.7.0"
 
@@ -79,7 +84,7 @@ def cpu_element(level: Baseline, choice: Choice) -> str:
     if model.phys_bits is not None:
         etree.SubElement(cpu, "maxphysaddr", mode="emulate", bits=str(model.phys_bits))
     policies = dict.fromkeys(choice.required, "require")
-    policies |= dict.fromkeys(choice.disabled, "disable")
+    policies |= dict.fromkeys(choice.disabled, "disable") | dict.fromkeys(_OWN, "require")
     for feature, policy in sorted(policies.items()):
         etree.SubElement(cpu, "feature", policy=policy, name=feature)
     return etree.tostring(cpu, pretty_print=True, encoding="unicode")
