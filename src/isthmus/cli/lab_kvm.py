@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import click
 
 from isthmus.cli import lab as shared
+from isthmus.cli.lab_libvirt import libvirt
 from isthmus.places import cache_folder
 from isthmus.qualification.kvm import host as lab_host
 from isthmus.qualification.kvm.channel import Channel
@@ -28,7 +29,7 @@ _END_OF_INPUT = b"\x04"
 
 @click.group()
 def lab() -> None:
-    """Start and stop hosts with real KVM, emulated on this machine.
+    """Start and stop hosts on this machine: with real KVM, emulated, or with real libvirt daemons.
 
     \b
     Examples:
@@ -36,7 +37,11 @@ def lab() -> None:
       isthmus guest start web --host kvm:epyc --level-with kvm:opteron2
       isthmus migrate web --to kvm:opteron2
       isthmus lab kvm down
+      isthmus lab libvirt up
     """
+
+
+lab.add_command(libvirt)
 
 
 @lab.group()

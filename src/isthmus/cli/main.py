@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Check and rewrite a Xen migration stream on its way.",
     ),
     "cpu": ("isthmus.cli.cpu:cpu", "Read CPU dumps of any format; tell what changed."),
-    "lab": ("isthmus.cli.lab_kvm:lab", "Start and stop emulated hosts that have real KVM."),
+    "lab": ("isthmus.cli.lab_kvm:lab", "Start and stop hosts on this machine: KVM, libvirt."),
     "doctor": ("isthmus.cli.doctor:doctor", "Tell what this machine offers and lacks."),
     "completion": ("isthmus.cli.completion:completion", "Print the completion script of a shell."),
 }

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,16 +15,25 @@ from isthmus.migration.engine import Observer, Options, Progress
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import MigrationRecord
 
+if TYPE_CHECKING:
+    from isthmus.migration.platforms import Request
+
 
 @click.command()
 @click.argument("guest", required=False)
-@click.option("--to", "host", metavar="HOST", help="The destination host: a CPU model of QEMU.")
+@click.option(
+    "--to", "host", metavar="HOST|URI", help="The destination: a CPU model of QEMU, or a URI."
+)
+@click.option("--from", "source", metavar="URI", help="The host that runs the guest: a URI.")
 @click.option(
     "--translate/--no-translate", default=None,
     help="Whether the translator may be armed [default: where the findings need it].",
 )  # fmt: skip
 @warn_share_option
 @click.option("--accept-risk", multiple=True, metavar="RULE", help="Accept a finding that refuses.")
+@click.option(
+    "--force", is_flag=True, help="Accept every finding that refuses (between URIs only)."
+)
 @click.option("--dry-run", is_flag=True, help="Only check; take no step.")
 @click.option("--qmp", type=click.Path(path_type=Path), help="A guest's QMP socket, to move it.")
 @click.option(
@@ -36,15 +46,26 @@ from isthmus.migration.record import MigrationRecord
 @click.option(
     "--verify", default=10.0, show_default=True, metavar="S", help="Watch at most so long."
 )
+@click.option("--peer", default="", metavar="URI", help="--to, as the source's daemon reaches it.")
+@click.option("--link", default="", metavar="URI", help="Where the data goes, as tcp://10.0.0.2.")
+@click.option("--postcopy", is_flag=True, help="Switch to postcopy after one pass (between URIs).")
+@click.option("--parallel", type=click.IntRange(0, 255), default=0, help="Connections of multifd.")
+@click.option("--copy-storage", is_flag=True, help="Copy the guest's disks, too (between URIs).")
+@click.option("--tls", is_flag=True, help="Encrypt the guest's data (between URIs).")
 @watch_option
+@click.option(
+    "--sync-clock", is_flag=True, help="Have the guest's agent set its clock there (between URIs)."
+)
 @lab.qemu_option
 @lab.json_option
 def migrate(
     guest: str | None,
     host: str | None,
+    source: str | None,
     translate: bool | None,
     warn_share: float | None,
     accept_risk: tuple[str, ...],
+    force: bool,
     dry_run: bool,
     qmp: Path | None,
     to_qmp: Path | None,
@@ -53,14 +74,22 @@ def migrate(
     bandwidth: int | None,
     downtime_limit: int | None,
     verify: float,
+    peer: str,
+    link: str,
+    postcopy: bool,
+    parallel: int,
+    copy_storage: bool,
+    tls: bool,
     watch: float | None,
+    sync_clock: bool,
     qemu: str,
     as_json: bool,
 ) -> None:
     """Move a running guest to another host, live.
 
-    A guest that `isthmus guest start` has started is moved by name.  Any other QEMU is moved by its
-    QMP socket, to a QEMU that waits with `-incoming defer -S`.
+    A guest that `isthmus guest start` has started is moved by name.  A guest of a daemon is moved
+    from one host's URI to another's.  Any other QEMU is moved by its QMP socket, to a QEMU that
+    waits with `-incoming defer -S`.
 
     Where the destination lacks instructions that the guest was shown, and all of them can be
     translated, the translator is armed there; --no-translate refuses such a move.
@@ -71,6 +100,7 @@ def migrate(
       isthmus migrate old --to Penryn --no-translate
       isthmus migrate web --to Penryn --watch 30m
       isthmus migrate web --to Penryn --dry-run --json
+      isthmus migrate web --from qemu:///system --to qemu+ssh://root@intel1/system
       isthmus migrate --qmp /run/vm1.qmp --to-qmp /run/vm2.qmp
       isthmus migrate --resume
     """
@@ -86,11 +116,30 @@ def migrate(
     elif qmp and to_qmp:
         ends = qmp.absolute(), to_qmp.absolute()
         lab.run(_by_socket(*ends, options, accept_risk, watch, as_json))
-    elif guest and host:
+    elif guest and source and host:
+        from isthmus.migration.platforms import Request
+
+        request = Request(
+            guest=guest,
+            source=source,
+            destination=host,
+            options=options,
+            accepted=accept_risk,
+            force=force,
+            peer=peer,
+            link=link,
+            postcopy=postcopy,
+            parallel=parallel,
+            copy_storage=copy_storage,
+            tls=tls,
+        )
+        lab.run(_between(request, dry_run, watch, sync_clock, as_json))
+    elif guest and host and not force:
         lab.run(_by_name(guest, host, options, accept_risk, dry_run, watch, qemu, as_json))
     else:
         raise InputError(
-            "say what to move where", remedy="GUEST --to HOST, or --qmp SOCKET --to-qmp SOCKET"
+            "say what to move where",
+            remedy="GUEST --to HOST, or GUEST --from URI --to URI, or --qmp SOCKET --to-qmp SOCKET",
         )
 
 
@@ -162,6 +211,32 @@ async def _warn(guest: str) -> None:
     for text in (report.problem, report.warning):
         if text:
             click.echo(f"{guest}: {text}", err=True)
+
+
+async def _between(
+    request: "Request", dry_run: bool, watch: float | None, sync_clock: bool, as_json: bool
+) -> None:
+    """Move a guest between two hosts of the platform that their addresses belong to."""
+    from isthmus.migration.platforms import load, platform_of
+    from isthmus.values import to_json
+
+    platform = load(platform_of(request.source, request.destination))
+    verdict = await platform.check(request)
+    if not as_json:
+        _show_findings(verdict)
+    if dry_run:
+        if as_json:
+            click.echo(to_json(verdict))
+        verdict.require()
+        return
+    verdict.require()
+    with _explained():
+        record = await platform.move(request, lab.store(), _observer(as_json))
+    _show(record, as_json)
+    if watch or sync_clock:
+        from isthmus.cli.watching import stay_at
+
+        await stay_at(request, verdict, record.plan.id, watch, sync_clock, as_json)
 
 
 async def _by_socket(

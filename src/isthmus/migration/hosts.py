@@ -22,7 +22,7 @@ from isthmus.hypervisor.qemu.guests import Guest, GuestStore, level_command
 from isthmus.hypervisor.qemu.models import QemuCpus
 from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
 from isthmus.hypervisor.qemu.render import cpu_argument
-from isthmus.migration import engine
+from isthmus.migration import engine, platforms
 from isthmus.migration.preflight import Preflight, preflight
 from isthmus.migration.record import (
     MigrationRecord,
@@ -340,6 +340,8 @@ async def recover(
     """
     record = read_record(path)
     with guest_lock(store.locks, record.plan.guest):
+        if record.plan.platform:
+            return await platforms.load(record.plan.platform).recover(path, store, observer, use)
         return await engine.resume(
             path,
             options=engine.Options(),

@@ -32,12 +32,15 @@ RESERVED_BYTES = 64 << 10
 class Side(Value, frozen=True):
     """One of the two processes of a migration, found again from this after any crash.
 
-    ``identity`` is None until the process exists or where it is not on this machine or not ours;
-    ``directory`` is the folder of a process that Isthmus launches; ``translator`` the folder of
-    its translator's files, where one is armed.
+    ``qmp`` is its monitor, None where a daemon at ``address`` (a URI) has the guest, which it knows
+    by the UUID ``domain``.  ``identity`` is None until the process exists or where it is not on
+    this machine or not ours; ``directory`` is the folder of a process that Isthmus launches;
+    ``translator`` the folder of its translator's files, where one is armed.
     """
 
-    qmp: Path
+    qmp: Path | None = None
+    address: str = ""
+    domain: str = ""
     observe: Path | None = None
     directory: Path | None = None
     identity: ProcessIdentity | None = None
@@ -52,6 +55,7 @@ class Plan(Value, frozen=True):
     ``dial`` where the source reaches it, if that is another address.
     ``rewrite``: what to rewrite in the guest before it runs there, or to put back;
     ``translation``: what is translated for it there, and by which placement, None: nothing.
+    ``platform``: who moves it (:mod:`isthmus.migration.platforms`), empty for QEMU itself.
     """
 
     id: str
@@ -66,6 +70,7 @@ class Plan(Value, frozen=True):
     rewrite: RewriteOrder | None = None
     translation: Translation | None = None
     dial: str = ""
+    platform: str = ""
     schema: int = SCHEMA_VERSION
 
 

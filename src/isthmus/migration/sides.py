@@ -8,6 +8,7 @@ QEMU's debug stub, not QMP, resumes and stops the guest.
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 from isthmus.errors import HypervisorError, IsthmusError
 from isthmus.hypervisor.qemu import stream
@@ -29,6 +30,12 @@ class _End:
         self.translator: TranslatorClient | None = None
 
     @property
+    def qmp(self) -> Path:
+        """The path of the monitor."""
+        assert self.side.qmp is not None
+        return self.side.qmp
+
+    @property
     def monitor(self) -> Monitor:
         """The monitor; the side must have been connected."""
         assert self._monitor is not None
@@ -46,7 +53,7 @@ class _End:
             await self._monitor.close()
             self._monitor = None
         try:
-            self._monitor = await Monitor.connect(self.side.qmp)
+            self._monitor = await Monitor.connect(self.qmp)
         except MonitorGoneError:
             if self.side.observe is None or not self.side.observe.exists():
                 raise
@@ -71,7 +78,7 @@ class _End:
             return Copy.UNREACHABLE if self.side.identity.alive() else Copy.DEAD
         # Only known by its monitor: a socket that refuses connections has no process behind it.
         try:
-            _, writer = await asyncio.open_unix_connection(str(self.side.qmp))
+            _, writer = await asyncio.open_unix_connection(str(self.qmp))
         except (ConnectionRefusedError, FileNotFoundError):
             return Copy.DEAD
         except OSError:

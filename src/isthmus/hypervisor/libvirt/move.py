@@ -1,0 +1,252 @@
+"""libvirt's own migration of a running domain, protocol version 3: start, follow, abort, measure.
+
+The five steps Begin, Prepare, Perform, Finish and Confirm are libvirt's (libvirt:
+docs/migration.rst; src/libvirt-domain.c, ``virDomainMigrateVersion3Full``).  Peer to peer, the
+source's daemon carries them all out: it goes on if whoever asked for the move dies, which is why it
+is the way of first choice; direct, this process does, as ``virsh migrate`` without ``--p2p``.
+
+Under TCG the guest must stand still while QEMU begins to track its writes, and its dirty pages are
+looked at once only, after it has stopped (:mod:`isthmus.hypervisor.qemu.stream` tells why).
+libvirt has no such mode, so QEMU is told through libvirt's monitor passthrough: the guest is
+stopped once libvirt has noted that it runs, and let go as soon as the transfer is active.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from isthmus.errors import HypervisorError
+from isthmus.hypervisor.libvirt.connection import (
+    Connection,
+    LibvirtError,
+    binding,
+    call,
+)
+from isthmus.hypervisor.libvirt.passthrough import command
+from isthmus.hypervisor.qemu.stream import Transfer, read_transfer
+from isthmus.values import Value
+
+POLL_S = 0.1
+QUIET_POLL_S = 0.003
+QUIET_S = 60.0
+"""How long a destination may take until it is being prepared."""
+_SLOW_MIB_S = 1
+"""While a guest is about to be let go: QEMU must not be through before it runs again."""
+
+
+_TRANSFERS = frozenset({"active", "pre-switchover", "device", "postcopy-active"})
+"""QEMU's words for a transfer whose tracking of writes has begun (qapi/migration.json)."""
+
+
+class Wishes(Value, frozen=True):
+    """How libvirt is to move.
+
+    ``peer`` is the destination's URI as the source's daemon reaches it, empty for a direct move;
+    ``link`` where the data goes (libvirt's migration URI), empty for libvirt's choice.
+    ``bandwidth`` in bytes/s; ``downtime_limit_ms`` as QEMU's; None for libvirt's own.
+    ``parallel``: connections of multifd, 0 for none.  ``copy_storage``: disks are copied as well.
+    ``quiet``: stop the guest while QEMU begins to track its writes, see above.
+    """
+
+    peer: str = ""
+    link: str = ""
+    bandwidth: int | None = None
+    downtime_limit_ms: int | None = None
+    postcopy: bool = False
+    parallel: int = 0
+    copy_storage: bool = False
+    tls: bool = False
+    persistent: bool = False
+    quiet: bool = False
+
+
+class Moved(Value, frozen=True):
+    """What libvirt measured: milliseconds and bytes."""
+
+    total_ms: float = 0.0
+    downtime_ms: float = 0.0
+    moved_bytes: int = 0
+
+
+def flags(wishes: Wishes) -> int:
+    """Libvirt's ``virDomainMigrateFlags`` for these wishes."""
+    libvirt = binding()
+    chosen = {
+        libvirt.VIR_MIGRATE_LIVE: True,
+        libvirt.VIR_MIGRATE_PEER2PEER: bool(wishes.peer),
+        libvirt.VIR_MIGRATE_PERSIST_DEST: wishes.persistent,
+        libvirt.VIR_MIGRATE_UNDEFINE_SOURCE: wishes.persistent,
+        libvirt.VIR_MIGRATE_POSTCOPY: wishes.postcopy,
+        libvirt.VIR_MIGRATE_PARALLEL: wishes.parallel > 0,
+        libvirt.VIR_MIGRATE_NON_SHARED_DISK: wishes.copy_storage,
+        libvirt.VIR_MIGRATE_TLS: wishes.tls,
+    }
+    return sum(flag for flag, wanted in chosen.items() if wanted)
+
+
+def parameters(wishes: Wishes) -> dict[str, object]:
+    """Libvirt's typed parameters (``VIR_MIGRATE_PARAM_…``) for these wishes."""
+    libvirt = binding()
+    given: dict[str, object] = {}
+    if wishes.link:
+        given[libvirt.VIR_MIGRATE_PARAM_URI] = wishes.link
+    if wishes.quiet:
+        given[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = _SLOW_MIB_S
+    elif wishes.bandwidth is not None:
+        given[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = _mib(wishes.bandwidth)
+    if wishes.parallel:
+        given[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = wishes.parallel
+    return given
+
+
+async def migrate(
+    domain: Any,
+    destination: Connection,
+    wishes: Wishes,
+    progress: Callable[[Transfer], None],
+) -> None:
+    """Move the domain; on return libvirt says that the destination has it and the source not.
+
+    :raises LibvirtError: libvirt says that it failed.
+    :raises DaemonGoneError: the source's daemon went away: how it ended is not known.
+    """
+    if wishes.peer:
+        work = call(domain.migrateToURI3, wishes.peer, parameters(wishes), flags(wishes))
+    else:
+        work = call(domain.migrate3, destination.handle, parameters(wishes), flags(wishes))
+    moving = asyncio.ensure_future(work)
+    following = asyncio.ensure_future(_follow(domain, wishes, progress))
+    try:
+        if wishes.quiet:
+            await _begin_quietly(domain, destination, wishes, moving)
+        elif wishes.downtime_limit_ms is not None:
+            await _limit(domain, wishes.downtime_limit_ms, moving)
+        await asyncio.shield(moving)
+    except asyncio.CancelledError:
+        # The thread cannot be cancelled; libvirt can, and then the thread ends, too.
+        with contextlib.suppress(HypervisorError):
+            await call(domain.abortJob)
+        with contextlib.suppress(HypervisorError):
+            await moving
+        raise
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError, HypervisorError):
+            await following
+
+
+async def under_way(domain: Any) -> bool:
+    """Whether libvirt has a job that moves this domain away or takes it in."""
+    libvirt = binding()
+    stats = await call(domain.jobStats)
+    return bool(stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) != libvirt.VIR_DOMAIN_JOB_NONE)
+
+
+async def abort(domain: Any) -> None:
+    """Abort the job that moves this domain, if there is one."""
+    with contextlib.suppress(LibvirtError):
+        await call(domain.abortJob)
+
+
+async def measured(domain: Any) -> Moved:
+    """What the last completed move of this domain cost, as libvirt knows it on either side."""
+    libvirt = binding()
+    try:
+        stats = await call(
+            domain.jobStats,
+            libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED,
+        )
+    except LibvirtError:
+        return Moved()
+    return Moved(
+        total_ms=float(stats.get("time_elapsed", 0)),
+        downtime_ms=float(stats.get("downtime", 0)),
+        moved_bytes=int(stats.get("data_processed", 0)),
+    )
+
+
+def _mib(size: int) -> int:
+    """Libvirt takes whole MiB/s; less than one is one."""
+    return max(1, size >> 20)
+
+
+def _transfer(stats: dict[str, Any]) -> Transfer:
+    return Transfer(
+        status="active",
+        total=int(stats.get("memory_total", 0)),
+        transferred=int(stats.get("memory_processed", 0)),
+        remaining=int(stats.get("memory_remaining", 0)),
+        total_ms=int(stats.get("time_elapsed", 0)),
+        rate_mbps=stats.get("memory_bps", 0) * 8 / 1e6,
+        iterations=int(stats.get("memory_iteration", 0)),
+    )
+
+
+async def _follow(domain: Any, wishes: Wishes, progress: Callable[[Transfer], None]) -> None:
+    """Tell how far it is; switch to postcopy where it is wished, once all memory was sent once."""
+    switched = not wishes.postcopy
+    while True:
+        await asyncio.sleep(POLL_S)
+        with contextlib.suppress(LibvirtError):
+            stats = await call(domain.jobStats)
+            if not stats.get("memory_total"):
+                continue
+            transfer = _transfer(stats)
+            progress(transfer)
+            if not switched and (transfer.iterations > 1 or wishes.quiet):
+                await call(domain.migrateStartPostCopy)
+                switched = True
+
+
+async def _limit(domain: Any, downtime_ms: int, moving: "asyncio.Future[Any]") -> None:
+    """Set the downtime limit, which libvirt takes only while the move is under way."""
+    while not moving.done():
+        with contextlib.suppress(LibvirtError):
+            await call(domain.migrateSetMaxDowntime, downtime_ms)
+            return
+        await asyncio.sleep(QUIET_POLL_S)
+
+
+_UNLIMITED = (1 << 31) << 20
+"""bytes/s; libvirt's own word for no limit is the largest number that it takes."""
+
+
+async def _begin_quietly(
+    domain: Any, destination: Connection, wishes: Wishes, moving: "asyncio.Future[Any]"
+) -> None:
+    """Hold the guest from before QEMU's transfer begins until it is active.
+
+    libvirt notes at the beginning whether the guest runs, to know what to do with it at the other
+    end; so it may be stopped as soon as the destination is being prepared, not before.  That takes
+    some hundred milliseconds, in which its QEMU starts.  Where the transfer has begun before the
+    guest stood still, libvirt is told to abort.
+    """
+    uuid = await call(domain.UUIDString)
+    deadline = time.monotonic() + QUIET_S
+    while await destination.find(uuid) is None:
+        if moving.done() or time.monotonic() > deadline:
+            return
+        await asyncio.sleep(QUIET_POLL_S)
+    await command(domain, "stop")
+    try:
+        if await _status(domain) in _TRANSFERS | {"setup"}:
+            await abort(domain)
+            raise HypervisorError(
+                "the guest could not be stopped before its transfer began", remedy="try again"
+            )
+        await command(domain, "migrate-set-parameters", {"downtime-limit": 0})
+        # Until then QEMU tells how the guest's last move ended.
+        while not moving.done() and await _status(domain) not in _TRANSFERS:  # noqa: ASYNC110
+            await asyncio.sleep(QUIET_POLL_S)
+    finally:
+        # QEMU refuses it once it has stopped the guest for good: "not finalized yet".
+        with contextlib.suppress(HypervisorError):
+            await command(domain, "cont")
+    with contextlib.suppress(LibvirtError):
+        await call(domain.migrateSetMaxSpeed, _mib(wishes.bandwidth or _UNLIMITED))
+
+
+async def _status(domain: Any) -> str:
+    return read_transfer(await command(domain, "query-migrate")).status

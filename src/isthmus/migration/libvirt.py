@@ -1,0 +1,539 @@
+"""Moves of guests that libvirt's daemons run, wrapped in our journal.
+
+libvirt's protocol has its own hand-over: the destination's daemon lets the guest run, and tells the
+source's, which then destroys its copy or, if the destination failed, lets it run again (libvirt:
+docs/migration.rst).  So from the moment libvirt is told to move, the destination may have run, and
+the journal says ``starting`` before.  Isthmus adds what libvirt leaves to its caller: checks
+beforehand, a record, the end of a move that was cut short anywhere, and a look whether the guest
+lives.  What to do is decided by :mod:`isthmus.migration.decision` from what both daemons say.
+
+Where the destination lacks what the guest uses, libvirt refuses such a move, whatever it is told:
+that way is :mod:`isthmus.migration.libvirt_translated`.
+"""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lxml import etree
+
+from isthmus.cpu.readers.libvirt_cpu import read_libvirt
+from isthmus.cpu.readers.xml import parse
+from isthmus.divergence.evidence import GuestEvidence
+from isthmus.errors import (
+    HypervisorError,
+    InputError,
+    IsthmusError,
+    RolledBackError,
+    UndecidedError,
+)
+from isthmus.hypervisor.libvirt import move as libvirt_move
+from isthmus.hypervisor.libvirt.connection import (
+    Connection,
+    DaemonGoneError,
+    LibvirtError,
+    binding,
+    call,
+    open_connection,
+    session,
+)
+from isthmus.hypervisor.libvirt.move import Wishes
+from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
+from isthmus.migration.engine import Observer, Options, Progress
+from isthmus.migration.phases import TRANSITIONS, Phase
+from isthmus.migration.platforms import Request
+from isthmus.migration.preflight import Preflight, preflight
+from isthmus.migration.record import (
+    Figures,
+    Journal,
+    MigrationRecord,
+    Plan,
+    Side,
+    guest_lock,
+    new_id,
+    read_record,
+    records,
+)
+from isthmus.values import Value
+
+PLATFORM = "libvirt"
+PATIENCE_S = 60.0
+"""How long a daemon may be away, or may take to clean up, before the operator is asked."""
+POLL_S = 0.05
+LOOK_S = 1.0
+"""How long at least a guest is looked at after libvirt has handed it over."""
+_NOT_REACHED = "Failed to connect to remote libvirt URI"
+"""Begins libvirt's message where the source's daemon cannot reach the destination's."""
+
+
+class Facts(Value, frozen=True):
+    """What is known of a guest before it moves: its XML, UUID, accelerator, and whether it stays.
+
+    ``persistent``: it has a definition; ``disks``: some disk of it can be written.
+    """
+
+    xml: bytes
+    name: str
+    uuid: str
+    emulated: bool
+    persistent: bool
+    disks: bool
+
+
+async def check(request: Request) -> Preflight:
+    """All checks of the move; takes no step."""
+    async with session(request.source) as source, session(request.destination) as destination:
+        facts = await _facts(await source.domain(request.guest))
+        return await _check(request, facts, destination)
+
+
+async def move(request: Request, store: GuestStore, observer: Observer) -> MigrationRecord:
+    """Move the guest; see :class:`isthmus.migration.platforms.Platform`."""
+    async with session(request.source) as source, session(request.destination) as destination:
+        facts = await _facts(await source.domain(request.guest))
+        verdict = await _check(request, facts, destination)
+    verdict.require()
+    with guest_lock(store.locks, facts.uuid):
+        for path, record in records(store.journals):
+            if not record.final and record.plan.source.domain == facts.uuid:
+                raise IsthmusError(
+                    f"{request.guest}: migration {path.stem} was cut short",
+                    remedy="isthmus migrate --resume finishes it or rolls it back",
+                )
+        plan = Plan(
+            id=new_id(),
+            guest=facts.name,
+            source=Side(address=request.source, domain=facts.uuid),
+            destination=Side(address=request.destination, domain=facts.uuid),
+            channel=request.link,
+            source_host=request.source,
+            destination_host=request.destination,
+            created=time.time(),
+            platform=PLATFORM,
+        )
+        run = _Run(Journal.create(store.journals, plan), request.options, observer)
+        try:
+            return await run.whole(request, facts)
+        finally:
+            await run.close()
+
+
+async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -> MigrationRecord:
+    """Bring a migration to its end whose process was killed; the caller holds the guest's lock."""
+    plan = read_record(path).plan
+    with guest_lock(store.locks, plan.source.domain):
+        run = _Run(Journal.reopen(path), Options(), observer)
+        try:
+            if not run.journal.record.final and use:
+                await run.impose(use)
+            elif not run.journal.record.final:
+                with contextlib.suppress(RolledBackError):
+                    await run.settle(IsthmusError("the process that moved the guest was killed"))
+            return run.journal.record
+        finally:
+            await run.close()
+
+
+async def _facts(domain: Any) -> Facts:
+    text = await call(domain.XMLDesc, 0)
+    root = parse(text.encode(), where="the domain's XML")
+    return Facts(
+        xml=text.encode(),
+        name=await call(domain.name),
+        uuid=await call(domain.UUIDString),
+        emulated=root.get("type") == "qemu",
+        persistent=bool(await call(domain.isPersistent)),
+        disks=any(
+            disk.get("device", "disk") in {"disk", "lun"} and disk.find("readonly") is None
+            for disk in root.iterfind("devices/disk")
+        ),
+    )
+
+
+async def _check(request: Request, facts: Facts, destination: Connection) -> Preflight:
+    root = parse(facts.xml, where=f"the XML of {request.guest}")
+    shown = read_libvirt(facts.xml, name=facts.name, where=f"{request.guest} on {request.source}")
+    offered = await call(
+        destination.handle.getDomainCapabilities,
+        None, _of(root, "os/type", "arch"), None, root.get("type"), 0,
+    )  # fmt: skip
+    offer = read_libvirt(offered.encode(), name=request.destination, where=f"{request.destination}")
+    memory = root.findtext("memory") or "0"
+    evidence = GuestEvidence(
+        shown=shown,
+        vcpus=int(root.findtext("vcpu") or 1),
+        memory_mib=int(memory) >> 10,  # libvirt tells KiB
+    )
+    judged = preflight(
+        facts.name,
+        evidence,
+        request.source,
+        offer,
+        accepted=request.accepted,
+        hypervisor="tcg" if facts.emulated else "kvm",
+    )
+    return judged.replace(blocking=()) if request.force else judged
+
+
+def _of(root: etree._Element, path: str, attribute: str) -> str | None:
+    element = root.find(path)
+    return None if element is None else element.get(attribute)
+
+
+class _End:
+    """One copy of the guest, as its daemon knows it."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self._connection: Connection | None = None
+
+    async def connection(self) -> Connection:
+        """The connection, opened again where it was lost.
+
+        :raises DaemonGoneError: nobody answers.
+        """
+        if self._connection is not None:
+            with contextlib.suppress(LibvirtError):
+                if await call(self._connection.handle.isAlive):
+                    return self._connection
+            await self.close()
+        self._connection = await open_connection(self.side.address)
+        return self._connection
+
+    async def domain(self) -> Any | None:
+        """The domain, None where the daemon has none; raises :class:`DaemonGoneError`."""
+        return await (await self.connection()).find(self.side.domain)
+
+    async def told(self) -> tuple[Copy, int, int]:
+        """The state of this copy, with libvirt's own words for it: state and reason."""
+        libvirt = binding()
+        try:
+            domain = await self.domain()
+            if domain is None:
+                return Copy.DEAD, libvirt.VIR_DOMAIN_NOSTATE, 0
+            state, reason = await call(domain.state)
+        except DaemonGoneError:
+            return Copy.UNREACHABLE, libvirt.VIR_DOMAIN_NOSTATE, 0
+        except LibvirtError:
+            return Copy.DEAD, libvirt.VIR_DOMAIN_NOSTATE, 0
+        return self._copy(state, reason), state, reason
+
+    async def state(self) -> Copy:
+        """The state of this copy."""
+        return (await self.told())[0]
+
+    def _copy(self, state: int, reason: int) -> Copy:  # noqa: ARG002 (the destination's does)
+        libvirt = binding()
+        if state in {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED}:
+            return Copy.RUNNING
+        if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
+            return Copy.HELD
+        return Copy.DEAD
+
+    async def destroy(self) -> None:
+        """End this copy for good, and its definition with it if the other has one.
+
+        :raises HypervisorError: libvirt does not end it.
+        """
+        domain = await self.domain()
+        if domain is None:
+            return
+        with contextlib.suppress(LibvirtError):
+            await call(domain.destroy)
+        if await self.state() is not Copy.DEAD:
+            raise HypervisorError(f"{self.side.address}: that copy does not end")
+
+    async def resume(self) -> None:
+        """Let this copy run.
+
+        :raises HypervisorError: libvirt does not.
+        """
+        domain = await self.domain()
+        if domain is None:
+            raise HypervisorError(f"{self.side.address}: there is no such guest any more")
+        await call(domain.resume)
+
+    async def close(self) -> None:
+        """Let go of the connection; changes nothing."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
+class _Destination(_End):
+    def _copy(self, state: int, reason: int) -> Copy:
+        libvirt = binding()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in {
+            libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+        }:
+            return Copy.PARTIAL
+        return super()._copy(state, reason)
+
+
+class _Run:
+    """One migration under way."""
+
+    def __init__(self, journal: Journal, options: Options, observer: Observer) -> None:
+        self.journal = journal
+        self.options = options
+        self.observer = observer
+        self.source = _End(journal.record.plan.source)
+        self.destination = _Destination(journal.record.plan.destination)
+        self.facts: Facts | None = None
+        self._unseen: list[Phase] = []
+
+    def enter(self, phase: Phase, why: str = "") -> None:
+        self.journal.enter(phase, why)
+        self.observer(Progress(phase=phase))
+
+    async def whole(self, request: Request, facts: Facts) -> MigrationRecord:
+        """From its beginning to its end."""
+        self.facts = facts
+        try:
+            domain, there = await self.prepare()
+            await self.transfer(domain, there, request, facts)
+            await self.verify()
+        except (IsthmusError, OSError, asyncio.CancelledError) as error:
+            await asyncio.shield(asyncio.ensure_future(self.settle(error)))
+        else:
+            await asyncio.shield(asyncio.ensure_future(self.commit()))
+        return self.journal.record
+
+    async def prepare(self) -> tuple[Any, Connection]:
+        """Look at both ends; nothing moves."""
+        self.enter(Phase.PREPARING)
+        domain = await self.source.domain()
+        if domain is None or await self.source.state() is not Copy.RUNNING:
+            raise HypervisorError("the guest does not run", remedy="start or resume it first")
+        there = await self.destination.connection()
+        if await self.destination.state() is not Copy.DEAD:
+            raise HypervisorError(
+                f"{there.uri} has a running guest with that UUID", remedy="look at both"
+            )
+        self.enter(Phase.PREPARED)
+        return domain, there
+
+    async def transfer(
+        self, domain: Any, there: Connection, request: Request, facts: Facts
+    ) -> None:
+        """Libvirt's own move, peer to peer where the source's daemon reaches the destination's."""
+        self.enter(Phase.MOVING)
+        options = self.options
+        wishes = Wishes(
+            peer=request.peer or (request.destination if _remote(request.destination) else ""),
+            link=request.link,
+            bandwidth=options.bandwidth,
+            downtime_limit_ms=options.downtime_limit_ms,
+            postcopy=request.postcopy,
+            parallel=request.parallel,
+            copy_storage=request.copy_storage,
+            tls=request.tls,
+            persistent=facts.persistent,
+            quiet=facts.emulated,
+        )
+
+        def progress(transfer: Any) -> None:
+            self.observer(Progress(phase=Phase.MOVING, transfer=transfer))
+
+        # From here on libvirt itself may let the destination run.
+        self.journal.enter(Phase.STARTING)
+        try:
+            await libvirt_move.migrate(domain, there, wishes, progress)
+        except LibvirtError as error:
+            if request.peer or not wishes.peer or _NOT_REACHED not in error.message:
+                raise
+            self.journal.enter(Phase.STARTING, f"not peer to peer: {error.message}")
+            await libvirt_move.migrate(domain, there, wishes.replace(peer=""), progress)
+        await self._arrived()
+
+    async def _arrived(self) -> None:
+        """Libvirt says that the destination has the guest."""
+        self.enter(Phase.VERIFYING)
+        domain = await self.destination.domain()
+        if domain is not None:
+            moved = await libvirt_move.measured(domain)
+            self.journal.measure(
+                Figures(
+                    total_ms=moved.total_ms,
+                    downtime_ms=moved.downtime_ms,
+                    moved_bytes=moved.moved_bytes,
+                )
+            )
+
+    async def verify(self) -> None:
+        """Look whether the guest goes on: libvirt calls it running, and it uses its CPU.
+
+        A guest that somebody has paused meanwhile stays paused.
+        """
+        begun = time.monotonic()
+        first: int | None = None
+        while True:
+            state = await self.destination.state()
+            elapsed = time.monotonic() - begun
+            if state is Copy.HELD:
+                return
+            if state is not Copy.RUNNING:
+                raise _DeadOnArrivalError(
+                    f"the guest does not live on the destination: it is {state}"
+                )
+            domain = await self.destination.domain()
+            used = (await call(domain.info))[4] if domain is not None else 0
+            first = used if first is None else first
+            if (elapsed >= LOOK_S and used > first) or elapsed >= self.options.verify_s:
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def commit(self) -> None:
+        """The guest is at the destination; what is left at the source goes."""
+        self.enter(Phase.COMMITTING)
+        if await self.source.state() is not Copy.DEAD:
+            await self.source.destroy()
+        self.enter(Phase.COMMITTED)
+
+    async def settle(self, error: BaseException) -> None:
+        """Bring a migration that did not go on to an end that is safe.
+
+        :raises RolledBackError: the guest is on its source.
+        :raises UndecidedError: both copies are held, or none is left.
+        """
+        why = str(error) or "interrupted"
+        situation, kept = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
+        decision = decide(situation)
+        try:
+            if decision.action is Action.FINISH:
+                await self._finish(situation)
+                return
+            if decision.action is Action.ROLL_BACK:
+                await self._roll_back(why, resume=not kept)
+        except RolledBackError:
+            raise
+        except (IsthmusError, OSError) as worse:
+            decision = Decision(action=Action.HOLD, reason=f"{decision.reason}; {worse}")
+        else:
+            if decision.action is Action.ROLL_BACK:
+                raise RolledBackError(f"{why}; the guest is on its source") from error
+        if ended := await self._shut_down(situation):
+            self._note(Phase.ROLLING_BACK, f"{ended} during the move")
+            self._note(Phase.ROLLED_BACK)
+            raise RolledBackError(f"{ended} during the move; it is off, on its source") from error
+        self._note(Phase.UNDECIDED, f"{why}; {decision.reason}")
+        raise UndecidedError(
+            f"{why}; {decision.reason}",
+            remedy="look at both (virsh list --all on each), then isthmus migrate --resume"
+            f" {self.journal.record.plan.id} --use source|destination",
+        ) from error
+
+    async def impose(self, winner: str) -> None:
+        """Carry out the operator's decision which copy goes on (``source`` or ``destination``)."""
+        if winner == "source":
+            await self._roll_back("the operator chose the source", resume=True)
+        else:
+            await self._finish((await self._situation(failed=False))[0])
+
+    async def _situation(self, *, failed: bool) -> tuple[Situation, bool]:
+        """What both daemons say once they have come to rest, and whether somebody paused it.
+
+        A move that libvirt makes peer to peer goes on without us, a daemon that was restarted
+        clears up by itself, and a destination whose source is gone is ended by its daemon: all
+        that is waited for.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            source, state, reason = await self.source.told()
+            destination = await self.destination.state()
+            if not await self._busy(source, destination) or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(POLL_S)
+        libvirt = binding()
+        kept = state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
+        phase = self._phase()
+        # libvirt lets the source run only where the destination has not run and never will.
+        if (source is Copy.RUNNING or kept) and destination in {Copy.DEAD, Copy.PARTIAL}:
+            phase = Phase.MOVING
+        return Situation(
+            phase=phase,
+            source=source,
+            destination=destination,
+            failed=failed,
+            traceless=self.facts is not None and not self.facts.disks,
+        ), kept
+
+    async def _busy(self, source: Copy, destination: Copy) -> bool:
+        """Whether something is still going on that will end by itself."""
+        if Copy.UNREACHABLE in {source, destination}:
+            return True
+        if destination is Copy.PARTIAL and source is not Copy.DEAD:
+            return True
+        for end in (self.source, self.destination):
+            with contextlib.suppress(LibvirtError):
+                domain = await end.domain()
+                if domain is not None and await libvirt_move.under_way(domain):
+                    return True
+        return False
+
+    def _phase(self) -> Phase:
+        return next(
+            step.phase
+            for step in reversed(self.journal.record.steps)
+            if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
+        )
+
+    async def _shut_down(self, situation: Situation) -> str:
+        """How the guest itself has ended meanwhile, empty if it has not."""
+        libvirt = binding()
+        if situation.source is not Copy.DEAD or situation.destination is not Copy.DEAD:
+            return ""
+        _, state, reason = await self.source.told()
+        if state != libvirt.VIR_DOMAIN_SHUTOFF:
+            return ""
+        return {
+            libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "the guest shut down",
+            libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: "the guest was destroyed",
+            libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: "the guest crashed",
+        }.get(reason, "")
+
+    async def _finish(self, situation: Situation) -> None:
+        if situation.phase not in {Phase.COMMITTING, Phase.COMMITTED}:
+            if situation.destination is Copy.HELD and situation.source is Copy.DEAD:
+                self._note(Phase.STARTING)
+                await self.destination.resume()
+            await self._arrived()
+            await self.verify()
+        await self.commit()
+
+    async def _roll_back(self, why: str, *, resume: bool) -> None:
+        self._note(Phase.ROLLING_BACK, why)
+        if await self.destination.state() is not Copy.DEAD:
+            await self.destination.destroy()
+        if resume and await self.source.state() is Copy.HELD:
+            await self.source.resume()
+        self._note(Phase.ROLLED_BACK)
+
+    def _note(self, phase: Phase, why: str = "") -> None:
+        """Enter a phase of putting things right: there, doing it matters more than writing it."""
+        if phase in TRANSITIONS[self.journal.phase]:
+            with contextlib.suppress(IsthmusError):
+                self.journal.enter(phase, why)
+        self.observer(Progress(phase=phase))
+
+    async def close(self) -> None:
+        for end in (self.source, self.destination):
+            await end.close()
+        self.journal.close()
+
+
+class _DeadOnArrivalError(IsthmusError):
+    """The guest does not live on the destination."""
+
+
+def _remote(uri: str) -> bool:
+    """Whether the address names a host, so that another host can reach it, too."""
+    try:
+        return bool(urlsplit(uri).hostname)
+    except ValueError as error:
+        raise InputError(f"{uri}: not the address of a host", remedy=str(error)) from error
