@@ -55,6 +55,13 @@ _STATES = {
 """``virsh domstate`` in the words of QEMU's run states."""
 _REASONS = {"I/O error": "io-error", "watchdog": "watchdog", "migrated": "postmigrate"}
 
+_SHUT_OFF = {
+    "crashed": Sign.CRASHED, "failed": Sign.CRASHED, "daemon": Sign.CRASHED,
+    "migrated": Sign.MOVED, "destroyed": Sign.STOPPED_BY_HOST, "saved": Sign.STOPPED_BY_HOST,
+    "shutdown": Sign.SHUT_DOWN,
+}  # fmt: skip
+_NO_SUCH = ("failed to get domain", "Domain not found")
+
 
 class DomainEyes:
     """Looks at a domain.  Use it in a ``with`` block: its events run for that long."""
@@ -110,16 +117,23 @@ class DomainEyes:
     async def look(self) -> tuple[Sample, tuple[Event, ...]]:
         """How the domain is now."""
         sample = Sample(at=time.monotonic())
-        with contextlib.suppress(HypervisorError):
+        ended: list[Event] = []
+        try:
             said = await asyncio.to_thread(
                 self._virsh.run, "domstate", "--reason", "--domain", self._name
             )
+        except HypervisorError as error:
+            if any(words in error.message for words in _NO_SUCH):
+                sample = sample.replace(process_gone="libvirt does not know it any more")
+        else:
             sample = sample.replace(state=run_state(said))
+            # An event can be missed, while virsh connects; what became of it stays to be asked.
+            ended = [Event(at=sample.at, sign=sign, words=said.strip()) for sign in _why(said)]
         if sample.state == "running":
             sample = sample.replace(vcpus=await self._vcpus(), agent=await self._agent())
         sample = console_sample(sample, await asyncio.to_thread(self.console))
         came, self._came = self._came, []
-        return sample, tuple(came)
+        return sample, (*came, *ended)
 
     async def _vcpus(self) -> tuple[Registers, ...]:
         with contextlib.suppress(HypervisorError):
@@ -203,6 +217,13 @@ def run_state(said: str) -> str:
     state, _, reason = said.strip().partition(" (")
     word = _STATES.get(state, "")
     return _REASONS.get(reason.rstrip(")"), word) if word == "paused" else word
+
+
+def _why(said: str) -> tuple[Sign, ...]:
+    """Why a domain is shut off, by ``virsh domstate --reason``."""
+    state, _, reason = said.strip().partition(" (")
+    sign = _SHUT_OFF.get(reason.rstrip(")")) if state == "shut off" else None
+    return () if sign is None else (sign,)
 
 
 def _begin(path: str) -> tuple[Path, int] | None:
