@@ -166,6 +166,13 @@ def test_a_host_by_its_two_documents() -> None:
     assert host.transports == {"tcp"} and not host.unknown
 
 
+def test_the_versioned_models_of_newer_libvirts_are_qemus() -> None:
+    newer = DOMAIN_CAPABILITIES.replace(b">EPYC-Rome</model>", b">EPYC-Rome-v2</model>")
+    host = read_host_documents(None, newer, name="new")
+    assert host.cpu is not None and not host.unknown
+    assert "ibrs" in host.cpu.features, "which version 1 has not"
+
+
 def test_a_host_of_a_model_that_is_not_known_says_so() -> None:
     strange = DOMAIN_CAPABILITIES.replace(
         b">EPYC-Rome</model>\n      <vendor", b">Z9</model><vendor"

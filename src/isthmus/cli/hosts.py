@@ -1,7 +1,8 @@
 """CPUs as operators name them.
 
-A model of the installed QEMU, a file, ``here`` for this machine, or the address of a Xen host,
-which means what that gives its PV guests; with ``#pvh`` behind it, its PVH and HVM guests.
+A model of the installed QEMU, a file, ``here`` for this machine, or the address of a host: a libvirt
+URI means what guests can be shown there; that of a Xen host what it gives its PV guests, with
+``#pvh`` behind it its PVH and HVM guests.
 """
 
 import asyncio
@@ -17,18 +18,25 @@ HERE = "here"
 """The name of this machine's own CPU."""
 
 
-def is_xen(name: str) -> bool:
-    """Whether a name is the address of a Xen host."""
-    scheme, colon, _ = name.partition("://")
-    return bool(colon) and scheme.partition("+")[0] in {"xen", "xl"}
+def is_uri(name: str) -> bool:
+    """Whether a name is a host's address, as operators write them (``qemu+ssh://host/system``)."""
+    return "://" in name and name.partition("://")[0].split("+")[0].isalpha()
 
 
-def ask_xen(name: str) -> CpuModel:
-    """What the Xen host of an address gives its guests.
+def at_uri(uri: str) -> CpuModel:
+    """What guests can be shown by the host at an address.
 
     :raises InputError: not an address, or no kind of guest that it runs.
     :raises HypervisorError: the host does not answer.
     """
+    if uri.partition("://")[0].partition("+")[0] in {"xen", "xl"}:
+        return _at_xen(uri)
+    from isthmus.hypervisor.libvirt.inventory import cpu_at
+
+    return cpu_at(uri)
+
+
+def _at_xen(name: str) -> CpuModel:
     from isthmus.hypervisor.xen.host import read_host as read_xen_host
     from isthmus.hypervisor.xen.runner import runner_of
 
@@ -42,7 +50,7 @@ def ask_xen(name: str) -> CpuModel:
 
 def is_file(name: str) -> bool:
     """Whether a name means a file: it has a slash or a dot, or such a file exists."""
-    if name == HERE or is_xen(name):
+    if name == HERE or is_uri(name):
         return False
     return "/" in name or "." in name or Path(name).is_file()
 
@@ -54,7 +62,7 @@ def read_hosts(names: Sequence[str]) -> tuple[CpuModel, ...]:
     :raises EnvironmentLackError: QEMU is needed and missing.
     """
     models = {name: read_host(Path(name)) for name in names if is_file(name)}
-    models |= {name: ask_xen(name) for name in names if is_xen(name)}
+    models |= {name: at_uri(name) for name in names if is_uri(name)}
     if HERE in names:
         models[HERE] = this_machine().replace(name=HERE)
     wanted = [name for name in names if name not in models]

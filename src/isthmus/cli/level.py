@@ -11,7 +11,7 @@ from isthmus.baseline.level import Baseline
 from isthmus.baseline.level import level as level_hosts
 from isthmus.baseline.pool import Pool, found
 from isthmus.cli.applying import Applying, applied, applying_options
-from isthmus.cli.hosts import HERE, ask_xen, is_file, is_xen, read_hosts
+from isthmus.cli.hosts import HERE, at_uri, is_file, is_uri, read_hosts
 from isthmus.cli.placements import covered, translate_options
 from isthmus.cli.pools import joined, raised_by, stored
 from isthmus.cpu.model import CpuModel
@@ -108,8 +108,8 @@ def level(
     """Compute the CPU that every HOST can honour, to boot guests with.
 
     A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
-    reads (a name with a slash or a dot), or `here` for this machine, or the address of a Xen host
-    (what that gives PV guests; `#pvh` behind it: PVH and HVM guests).  Exit code 3: the platform
+    reads (a name with a slash or a dot), or `here` for this machine, or a libvirt URI, or the
+    address of a Xen host (what that gives PV guests; `#pvh` behind it: PVH and HVM guests).  Exit code 3: the platform
     cannot honour the level, or the host may not join the pool.
 
     --apply writes the level into libvirt's domains, of a connection or of files: their <cpu> and
@@ -214,7 +214,7 @@ def _read(names: Sequence[str], accel: str | None) -> tuple[tuple[CpuModel, ...]
     try:
         qemu = find_qemu()
     except EnvironmentLackError:
-        if accel or not all(is_file(name) or is_xen(name) or name == HERE for name in names):
+        if accel or not all(is_file(name) or is_uri(name) or name == HERE for name in names):
             raise
         return read_hosts(names), None
     accelerator = Accelerator(accel) if accel else choose_accelerator(qemu).accelerator
@@ -225,8 +225,8 @@ def _read(names: Sequence[str], accel: str | None) -> tuple[tuple[CpuModel, ...]
 def _host(name: str, cpus: QemuCpus) -> CpuModel:
     if name == HERE:
         return this_machine().replace(name=HERE)
-    if is_xen(name):
-        return ask_xen(name)
+    if is_uri(name):
+        return at_uri(name)
     if "/" in name or name.endswith((".json", ".txt", ".xml")):
         return read_host(Path(name))
     try:

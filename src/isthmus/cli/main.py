@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("isthmus.cli.compare:command", "Show what differs between CPUs, for a guest."),
     "check": ("isthmus.cli.check:check", "Tell beforehand what a guest would notice elsewhere."),
     "targets": ("isthmus.cli.targets:targets", "Tell which hosts could take a guest, best first."),
+    "inventory": (
+        "isthmus.cli.inventory:inventory",
+        "List the CPU and the domains of libvirt's hosts.",
+    ),
     "explain": ("isthmus.cli.explain:explain", "Explain an error message about CPUs and moves."),
     "harden": ("isthmus.cli.harden:harden", "Print kernel parameters that defend on every host."),
     "run": ("isthmus.cli.run:run", "Run a program with instructions that this CPU lacks."),

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 @click.option("--copy-storage", is_flag=True, help="Copy the guest's disks, too (between URIs).")
 @click.option("--tls", is_flag=True, help="Encrypt the guest's data (between URIs).")
 @watch_option
+@click.option(
+    "--sync-clock", is_flag=True, help="Have the guest's agent set its clock there (between URIs)."
+)
 @lab.qemu_option
 @lab.json_option
 def migrate(
@@ -83,6 +86,7 @@ def migrate(
     copy_storage: bool,
     tls: bool,
     watch: float | None,
+    sync_clock: bool,
     qemu: str,
     as_json: bool,
 ) -> None:
@@ -142,7 +146,7 @@ def migrate(
             copy_storage=copy_storage,
             tls=tls,
         )
-        lab.run(_between(request, dry_run, as_json))
+        lab.run(_between(request, dry_run, watch, sync_clock, as_json))
     elif guest and host and not force:
         lab.run(_by_name(guest, host, options, accept_risk, dry_run, watch, qemu, as_json))
     else:
@@ -228,7 +232,9 @@ async def _warn(guest: str) -> None:
             click.echo(f"{guest}: {text}", err=True)
 
 
-async def _between(request: "Request", dry_run: bool, as_json: bool) -> None:
+async def _between(
+    request: "Request", dry_run: bool, watch: float | None, sync_clock: bool, as_json: bool
+) -> None:
     """Move a guest between two hosts of the platform that their addresses belong to."""
     from isthmus.migration.platforms import load, platform_of
     from isthmus.values import to_json
@@ -246,6 +252,10 @@ async def _between(request: "Request", dry_run: bool, as_json: bool) -> None:
     with _explained():
         record = await platform.move(request, lab.store(), _observer(as_json))
     _show(record, as_json)
+    if watch or sync_clock:
+        from isthmus.cli.watching import stay_at
+
+        await stay_at(request, verdict, record.plan.id, watch, sync_clock, as_json)
 
 
 async def _by_socket(

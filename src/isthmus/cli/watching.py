@@ -1,19 +1,25 @@
 """``--watch``: stay with a guest that has moved, say what is seen, and record its end."""
 
 import re
+import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from isthmus.cpu.model import CpuModel
 from isthmus.divergence.finding import Finding
-from isthmus.errors import IsthmusError
+from isthmus.errors import InputError, IsthmusError
 from isthmus.migration.death_notice import WatchRecord, describe
-from isthmus.migration.vigil import Eyes, keep_watch, watch_path, write_watch
+from isthmus.migration.preflight import Preflight
+from isthmus.migration.vigil import SAMPLE_S, Eyes, keep_watch, watch_path, write_watch
 from isthmus.migration.watching import Verdict
 from isthmus.places import state_folder
 from isthmus.values import to_json
+
+if TYPE_CHECKING:
+    from isthmus.migration.platforms import Request
+    from isthmus.migration.vigil_libvirt import DomainEyes
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _SPOKEN_S = 60.0
@@ -58,6 +64,7 @@ async def stay(
     shown: CpuModel | None = None,
     offer: CpuModel | None = None,
     level_command: str = "",
+    sample_s: float = SAMPLE_S,
 ) -> None:
     """Watch, show, write the record down.
 
@@ -78,7 +85,7 @@ async def stay(
 
     if not as_json:
         click.echo(f"  watching for {_minutes(seconds)} (Ctrl-C leaves the guest alone)", err=True)
-    ended, death = await keep_watch(eyes, record, seconds=seconds, tell=tell)
+    ended, death = await keep_watch(eyes, record, seconds=seconds, tell=tell, sample_s=sample_s)
     ended = describe(
         ended, death=death, findings=findings, shown=shown, offer=offer,
         level_command=level_command,
@@ -95,6 +102,50 @@ async def stay(
             f" move: {ended.reason}",
             remedy=f"{ended.advice[0] if ended.advice else 'start it anew'}; the record: {path}",
         )
+
+
+async def stay_at(
+    request: "Request",
+    verdict: Preflight,
+    migration: str,
+    seconds: float | None,
+    sync_clock: bool,
+    as_json: bool,
+) -> None:
+    """Watch a domain of libvirt on the host that it has come to, after setting its clock.
+
+    :raises InputError: that platform cannot be watched.
+    :raises IsthmusError: the guest died.
+    """
+    from isthmus.hypervisor.libvirt.virsh import Virsh
+    from isthmus.migration.platforms import platform_of
+    from isthmus.migration.vigil_libvirt import LOOK_S, DomainEyes
+
+    if platform_of(request.source, request.destination) != "libvirt":
+        raise InputError(
+            f"{request.destination}: guests of this platform cannot be watched yet",
+            remedy="the guest was moved; leave out --watch and --sync-clock",
+        )
+    begun = WatchRecord.begin(request.guest, request.destination, migration)
+    async with DomainEyes(Virsh(request.destination), request.guest) as eyes:
+        if sync_clock:
+            await _set_clock(eyes, request.guest)
+        if seconds:
+            await stay(
+                eyes, begun, seconds=seconds, as_json=as_json, findings=verdict.findings,
+                level_command=shlex.join(["isthmus", "level", request.source, request.destination]),
+                sample_s=LOOK_S,
+            )  # fmt: skip
+
+
+async def _set_clock(eyes: "DomainEyes", guest: str) -> None:
+    """Set the guest's clock; that there is no agent is told, and is no failure of the move."""
+    try:
+        await eyes.set_clock()
+    except IsthmusError as error:
+        click.echo(f"  {guest}: its clock was not set: {error.message}", err=True)
+    else:
+        click.echo(f"  {guest}: its agent has set its clock", err=True)
 
 
 def _show(record: WatchRecord) -> None:

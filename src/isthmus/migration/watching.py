@@ -164,11 +164,11 @@ def _outlook(
     if Sign.CRASHED in signs or sample.state == "internal-error":
         words = signs.get(Sign.CRASHED) or "the hypervisor could not go on with a vCPU"
         return Outlook.DIED, words
-    if sample.process_gone:
-        return Outlook.DIED, f"its process has ended: {sample.process_gone}"
     gone = _gone(sample, signs)
     if gone is not None:
         return gone
+    if sample.process_gone:
+        return Outlook.DIED, f"its process has ended: {sample.process_gone}"
     if stuck := _stuck(sample, standing):
         return Outlook.DIED, stuck
     if sample.state and sample.state not in FINE:

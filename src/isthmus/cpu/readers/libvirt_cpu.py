@@ -11,7 +11,7 @@ from lxml import etree
 
 from isthmus.cpu.features import FEATURES, find
 from isthmus.cpu.model import NO_LEAVES, CpuModel
-from isthmus.cpu.named import VENDORS, libvirt_models
+from isthmus.cpu.named import VENDORS, libvirt_models, qemu_models
 from isthmus.cpu.readers.xml import parse
 from isthmus.errors import InputError
 
@@ -38,7 +38,9 @@ def read_libvirt(data: bytes, *, name: str, where: str) -> CpuModel:
         raise InputError(f"{where}: a {str(root.tag)[:40]} document", remedy=_REMEDY)
     cpu = _cpu(root, where)
     base_name = (cpu.findtext("model") or "").strip()
-    base = libvirt_models().get(base_name)
+    # Since 11 libvirt has QEMU's versioned models as well (EPYC-Rome-v2), made from QEMU's own
+    # table (libvirt src/cpu_map/sync_qemu_models_i386.py).
+    base = libvirt_models().get(base_name) or qemu_models().get(base_name)
     if base is None:
         mode = (cpu.get("mode") or "none")[:_MAX_NAME]
         told = f"model {base_name[:_MAX_NAME]!r} is not in libvirt's map"

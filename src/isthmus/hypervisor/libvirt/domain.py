@@ -111,7 +111,9 @@ class Domain(Value, frozen=True):
     …); ``pinned`` says that vCPUs or memory are bound to certain CPUs or nodes of the host.
     ``enlightenments`` are those of ``<hyperv>`` that are on, ``kvm_features`` the states of
     ``<kvm>``; ``confidential`` the type of ``<launchSecurity>``.  ``arguments`` go to QEMU's
-    command line as they are.  ``consoles`` are files of the host with what the guest printed.
+    command line as they are.  ``consoles`` are files of the host with what the guest printed;
+    ``agent``, ``panic`` and ``iommu`` tell of a channel for the guest's agent, of panic devices by
+    their models, and of an emulated IOMMU.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Domain(Value, frozen=True):
     consoles: tuple[str, ...] = ()
     agent: bool = False
     panic: tuple[str, ...] = ()
+    iommu: bool = False
 
 
 def read_domain(data: bytes, *, where: str) -> Domain:
@@ -192,6 +195,7 @@ def read_domain(data: bytes, *, where: str) -> Domain:
             _cut(target.get("name")) == "org.qemu.guest_agent.0"
             for target in root.iterfind("devices/channel/target")
         ),
+        iommu=root.find("devices/iommu") is not None,
         panic=tuple(
             _cut(child.get("model")) or "default"
             for child in _children(root, "devices")

@@ -68,7 +68,6 @@ def _mode(name: str) -> Relation:
             yield Hit(
                 subject=name,
                 evidence=_told_difference(here, there),
-                values={"here": here.name, "there": there.name},
                 sure=differs is not None,
             )
 
@@ -117,9 +116,10 @@ def _vendor_demanded(
     known = bool(theirs)
     if theirs != VENDORS.get(wanted, wanted):
         yield Hit(
-            subject=wanted, evidence=f"<vendor>{wanted}</vendor>", values={"there": there.name},
+            subject=wanted,
+            evidence=f"<vendor>{wanted}</vendor>",
             sure=known,
-        )  # fmt: skip
+        )
 
 
 def _model_unknown(
@@ -127,8 +127,7 @@ def _model_unknown(
 ) -> Iterator[Hit]:
     model = domain.cpu.model
     if model and there.models and model not in there.models:
-        yield Hit(subject=model, evidence="not in its domain capabilities",
-                  values={"there": there.name})  # fmt: skip
+        yield Hit(subject=model, evidence="not in its domain capabilities")
 
 
 def _clock_demands(
@@ -150,7 +149,6 @@ def _clock_rate(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move)
                 subject="tsc",
                 evidence=f"stated {timer.frequency} Hz, there"
                 f" {f'{rate} kHz' if rate else 'not known'}",
-                values={"there": there.name},
                 sure=rate is not None,
             )
 
@@ -159,8 +157,9 @@ def _enlightened(word: str) -> Relation:
     def relation(domain: Domain, here: LibvirtHost, there: LibvirtHost, _: Move) -> Iterator[Hit]:
         mixed = _mixed(here, there)
         if word in domain.enlightenments and mixed is not False:
-            yield Hit(subject=word, evidence=f"<hyperv><{word} state='on'/>",
-                      sure=mixed is not None)  # fmt: skip
+            yield Hit(
+                subject=word, evidence=f"<hyperv><{word} state='on'/>", sure=mixed is not None
+            )
 
     return relation
 
@@ -173,34 +172,31 @@ def _machine(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move) ->
             evidence=f"{there.name} has {len(there.machines)} machine types"
             if there.machines
             else "its machine types are not known",
-            values={"there": there.name},
             sure=known is not None,
         )
 
 
 def _kind(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move) -> Iterator[Hit]:
     if there.kinds and domain.kind not in there.kinds:
-        yield Hit(subject=domain.kind, evidence=f"it runs {', '.join(sorted(there.kinds))}",
-                  values={"there": there.name})  # fmt: skip
+        yield Hit(subject=domain.kind, evidence=f"it runs {', '.join(sorted(there.kinds))}")
 
 
 def _emulator(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move) -> Iterator[Hit]:
     if domain.emulator and there.emulators and domain.emulator not in there.emulators:
-        yield Hit(subject=domain.emulator,
-                  evidence=f"there: {', '.join(sorted(there.emulators)[:3])}",
-                  values={"there": there.name})  # fmt: skip
+        yield Hit(
+            subject=domain.emulator, evidence=f"there: {', '.join(sorted(there.emulators)[:3])}"
+        )
 
 
-def _older(_: Domain, here: LibvirtHost, there: LibvirtHost, move: Move) -> Iterator[Hit]:
+def _older(_: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move) -> Iterator[Hit]:
     if move.libvirt_here and move.libvirt_there and move.libvirt_there < move.libvirt_here:
         words = [".".join(map(str, version)) for version in (move.libvirt_here, move.libvirt_there)]
-        yield Hit(subject="libvirt", evidence=f"{words[0]} here, {words[1]} there",
-                  values={"here": here.name, "there": there.name})  # fmt: skip
+        yield Hit(subject="libvirt", evidence=f"{words[0]} here, {words[1]} there")
 
 
 def _disks(wanted: Callable[[Disk, Move], bool | None], value: str = "source") -> Relation:
     def relation(
-        domain: Domain, _here: LibvirtHost, there: LibvirtHost, move: Move
+        domain: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move
     ) -> Iterator[Hit]:
         for disk in domain.disks:
             held = wanted(disk, move)
@@ -208,7 +204,7 @@ def _disks(wanted: Callable[[Disk, Move], bool | None], value: str = "source") -
                 yield Hit(
                     subject=disk.target or disk.source,
                     evidence=f"{disk.device} {disk.kind} {getattr(disk, value)}".strip(),
-                    values={"there": there.name, "source": disk.source, "cache": disk.cache},
+                    values={"source": disk.source},
                     sure=held is not None,
                 )
 
@@ -235,8 +231,9 @@ def _under(path: str, shared: frozenset[str]) -> bool:
     parts = path.split("/")
     if ".." in parts:
         return False
-    return any(parts[: len(base.rstrip("/").split("/"))] == base.rstrip("/").split("/")
-               for base in shared)  # fmt: skip
+    return any(
+        parts[: len(base.rstrip("/").split("/"))] == base.rstrip("/").split("/") for base in shared
+    )
 
 
 def _medium(disk: Disk, move: Move) -> bool | None:
@@ -253,32 +250,31 @@ def _cached(disk: Disk, move: Move) -> bool | None:
 
 
 def _devices(element: str, wanted: Callable[[Device], bool]) -> Relation:
-    def relation(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move) -> Iterator[Hit]:
+    def relation(domain: Domain, _here: LibvirtHost, _there: LibvirtHost, _: Move) -> Iterator[Hit]:
         for device in domain.devices:
             if device.element == element and wanted(device):
                 shown = [device.kind, device.driver, device.role, device.source]
                 yield Hit(
                     subject=device.subject,
                     evidence=f"<{element}> {' '.join(word for word in shown if word)}".strip(),
-                    values={"kind": device.kind, "there": there.name, "source": device.source},
+                    values={"kind": device.kind, "source": device.source},
                 )
 
     return relation
 
 
 def _backing(*words: str) -> Relation:
-    def relation(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move) -> Iterator[Hit]:
+    def relation(domain: Domain, _here: LibvirtHost, _there: LibvirtHost, _: Move) -> Iterator[Hit]:
         for word in domain.backing:
             if word in words:
-                yield Hit(subject=word, evidence="<memoryBacking>", values={"there": there.name})
+                yield Hit(subject=word, evidence="<memoryBacking>")
 
     return relation
 
 
-def _pinned(domain: Domain, _here: LibvirtHost, there: LibvirtHost, _: Move) -> Iterator[Hit]:
+def _pinned(domain: Domain, _here: LibvirtHost, _there: LibvirtHost, _: Move) -> Iterator[Hit]:
     if domain.pinned:
-        yield Hit(subject="pinning", evidence="<cputune>, <numatune> or cpuset",
-                  values={"there": there.name})  # fmt: skip
+        yield Hit(subject="pinning", evidence="<cputune>, <numatune> or cpuset")
 
 
 def _confidential(
@@ -302,16 +298,14 @@ def _snapshots(_: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move) -
         yield Hit(subject="snapshots", evidence=f"{move.snapshots} of them")
 
 
-def _tls_missing(_: Domain, _here: LibvirtHost, there: LibvirtHost, move: Move) -> Iterator[Hit]:
+def _tls_missing(_: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move) -> Iterator[Hit]:
     if move.tls and move.tls_there is not True:
-        yield Hit(subject="tls", evidence="asked for", values={"there": there.name},
-                  sure=move.tls_there is False)  # fmt: skip
+        yield Hit(subject="tls", evidence="asked for", sure=move.tls_there is False)
 
 
-def _in_clear(_: Domain, _here: LibvirtHost, there: LibvirtHost, move: Move) -> Iterator[Hit]:
+def _in_clear(_: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move) -> Iterator[Hit]:
     if not (move.tls or move.tunnelled):
-        yield Hit(subject="tls", evidence="neither --tls nor --tunnelled",
-                  values={"there": there.name})  # fmt: skip
+        yield Hit(subject="tls", evidence="neither --tls nor --tunnelled")
 
 
 def _differ(one: CpuModel | None, other: CpuModel | None) -> bool | None:

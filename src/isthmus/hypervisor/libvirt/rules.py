@@ -10,6 +10,7 @@ Pure: values in, findings out.
 
 import functools
 import re
+from collections.abc import Mapping
 from importlib import resources
 from typing import Literal
 
@@ -64,22 +65,23 @@ def domain_findings(
     :param move: how it is to be moved.
     """
     asked = move or Move()
+    names = {"here": here.name, "there": there.name}
     return tuple(
         finding
         for rule in rules()
         for hit in RELATIONS[rule.relation](domain, here, there, asked)
-        if (finding := _finding(rule, hit)) is not None
+        if (finding := _finding(rule, hit, names)) is not None
     )
 
 
-def _finding(rule: Rule, hit: Hit) -> Finding | None:
+def _finding(rule: Rule, hit: Hit, names: Mapping[str, str]) -> Finding | None:
     severity = rule.severity
     if not hit.sure and rule.unknown is not None:
         if rule.unknown == "nothing":
             return None
         severity = Severity(rule.unknown)
 
-    values = {"subject": hit.subject, **hit.values}
+    values = {"subject": hit.subject, **names, **hit.values}
 
     def filled(text: str) -> str:
         return _PLACE.sub(lambda place: values.get(place[1]) or "?", text)

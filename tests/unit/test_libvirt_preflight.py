@@ -1,0 +1,61 @@
+"""The two preflights of a domain become one verdict; what a guest was shown is found or not."""
+
+import pytest
+from test_libvirt_rules import AMD, INTEL, LOCAL, SAFE, cpu, domain
+
+from isthmus.cpu.named import qemu_models
+from isthmus.divergence.evidence import GuestEvidence, require_known_facts
+from isthmus.errors import InputError
+from isthmus.hypervisor.libvirt.domain import Domain
+from isthmus.hypervisor.libvirt.host import LibvirtHost
+from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
+from isthmus.migration.preflight import Preflight, preflight
+
+EPYC = qemu_models()["EPYC"]
+
+
+def judged(
+    running: Domain, defined: Domain | None = None, accepted: tuple[str, ...] = ()
+) -> Preflight:
+    base = preflight("web", GuestEvidence(shown=EPYC), "amd", EPYC.replace(name="intel"))
+    assert not base.blocking
+    return with_domain_rules(base, running, defined, AMD, INTEL, SAFE, accepted=accepted)
+
+
+def test_a_rule_of_libvirts_blocks_until_it_is_accepted_by_name() -> None:
+    stuck = judged(domain(devices=LOCAL))
+    assert [finding.rule for finding in stuck.blocking] == ["libvirt-storage-local"]
+    with pytest.raises(Exception, match="accept-risk libvirt-storage-local"):
+        stuck.require()
+    assert not judged(domain(devices=LOCAL), accepted=("libvirt-storage-local:vda",)).blocking
+    assert judged(domain(devices=LOCAL), accepted=("libvirt-storage-local:vdb",)).blocking
+
+
+def test_host_model_is_told_of_from_the_definition_of_a_running_guest() -> None:
+    verdict = judged(domain(), defined=domain(cpu=cpu("host-model")))
+    assert [finding.rule for finding in verdict.findings if "libvirt" in finding.rule] == [
+        "libvirt-host-model"
+    ]
+    assert not verdict.blocking
+
+
+def xml(cpu_element: str) -> bytes:
+    return f"<domain type='kvm'><name>web</name>{cpu_element}</domain>".encode()
+
+
+def test_what_a_guest_was_shown() -> None:
+    named = shown_cpu(xml("<cpu mode='custom'><model>Nehalem</model></cpu>"), AMD, where="web")
+    assert "sse4.2" in named.features and "sse4a" not in named.features
+    assert named.vendor == "GenuineIntel"
+    own = shown_cpu(xml("<cpu mode='host-passthrough'/>"), AMD, where="web")
+    assert AMD.cpu is not None and own.features == AMD.cpu.features
+    with pytest.raises(InputError, match="no <cpu>"):
+        shown_cpu(xml(""), AMD, where="web")
+    with pytest.raises(InputError):
+        shown_cpu(xml("<cpu mode='host-passthrough'/>"), LibvirtHost(name="dark"), where="web")
+
+
+def test_the_facts_of_a_definition_are_ones_that_the_catalogue_knows() -> None:
+    facts = guest_facts(domain(devices="<iommu model='intel'/><hostdev type='pci'/>"))
+    require_known_facts(facts, "guest")
+    assert facts["virtual-iommu"] and facts["passed-through-device"] and not facts["confidential"]
