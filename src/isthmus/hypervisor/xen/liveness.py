@@ -11,7 +11,7 @@ import re
 import time
 
 from isthmus.guest.console import Kind, find_death
-from isthmus.hypervisor.xen.host import Domain, parse_list
+from isthmus.hypervisor.xen.host import INCOMING, Domain, parse_list
 from isthmus.hypervisor.xen.runner import Runner
 from isthmus.values import Value
 
@@ -29,19 +29,12 @@ xl list
 echo --- ; n=0
 while [ $n -lt {vcpus} ]; do xenctx {number} $n 2>/dev/null | grep '^rip:'; n=$((n+1)); done
 echo ---
-for f in /proc/$(pidof xenconsoled)/fd/*; do
-  case $(readlink $f) in */guest-{name}.log|*/guest-{name}--incoming.log) log=$(readlink $f) ;; esac
-done
-[ -n "$log" ] && tail -c +$(({skip} + 1)) $log | tail -c {tail}
-true
+tail -c +$(({skip} + 1)) {log} 2>/dev/null | tail -c {tail}
 """
 
-_SIZE = """
-for f in /var/log/xen/console/guest-{name}.log /var/log/xen/console/guest-{name}--incoming.log; do
-  [ -f $f ] && stat -c %s $f
-done
-true
-"""
+# xenconsoled names the log when the guest comes, and it comes under that name.
+_LOG = "/var/log/xen/console/guest-{name}" + INCOMING + ".log"
+_SIZE = "stat -c %s {log} 2>/dev/null || echo 0"
 
 
 class Look(Value, frozen=True):
@@ -69,7 +62,9 @@ async def look(runner: Runner, name: str, number: int, vcpus: int, *, skip: int 
 
     :param skip: how many bytes of its console's log are older than the guest's arrival.
     """
-    script = _LOOK.format(number=number, vcpus=vcpus, name=name, skip=skip, tail=CONSOLE_TAIL)
+    script = _LOOK.format(
+        number=number, vcpus=vcpus, log=_LOG.format(name=name), skip=skip, tail=CONSOLE_TAIL
+    )
     return look_from(await runner.told(script), name)
 
 
@@ -86,8 +81,8 @@ def look_from(text: str, name: str) -> Look:
 
 async def console_size(runner: Runner, name: str) -> int:
     """How large the log is that the console of a guest of that name will go on with."""
-    sizes = (await runner.told(_SIZE.format(name=name))).split()
-    return max((int(size) for size in sizes if size.isdigit()), default=0)
+    said = (await runner.told(_SIZE.format(log=_LOG.format(name=name)))).strip()
+    return int(said) if said.isdigit() else 0
 
 
 async def watch(
