@@ -60,6 +60,7 @@ class Evidence(Value, frozen=True):
 async def look(runner: Runner, name: str, number: int, vcpus: int, *, skip: int = 0) -> Look:
     """Look at a guest once.
 
+    :param vcpus: of how many vCPUs to ask where they stand; the guest is paused for that.
     :param skip: how many bytes of its console's log are older than the guest's arrival.
     """
     script = _LOOK.format(
@@ -90,21 +91,24 @@ async def watch(
 ) -> Evidence:
     """Watch a guest for ``seconds``, and until there were enough looks.
 
-    It ends early once the console shows the guest at work: three looks with something new.
+    It ends early once the console shows the guest at work: three looks with something new.  Where
+    its vCPUs stand is asked only of a guest whose console is silent, since xenctx(8) pauses it.
     """
     begun = time.monotonic()
     looks: list[Look] = []
     news = 0
+    speaks = True  # until it has had the time to
     while True:
-        one = await look(runner, name, number, vcpus, skip=skip)
+        one = await look(runner, name, number, 0 if speaks else vcpus, skip=skip)
         elapsed = time.monotonic() - begun
         if reason := dead(one):
             return Evidence(alive=False, watched_s=elapsed, reason=reason)
-        news += bool(looks) and len(one.console) != len(looks[-1].console)
+        speaks = bool(looks) and len(one.console) != len(looks[-1].console)
+        news += speaks
         looks.append(one)
         if news >= 3:
             return Evidence(alive=True, watched_s=elapsed)
-        if elapsed >= seconds and len(looks) >= SAMPLES:
+        if elapsed >= seconds and len(looks) > SAMPLES:
             reason = stuck(looks)
             return Evidence(alive=not reason, watched_s=elapsed, reason=reason)
         await asyncio.sleep(0.2)
@@ -129,7 +133,7 @@ def stuck(looks: list[Look]) -> str:
     A vCPU that waits in the hypervisor stands at one place, too, so only a guest that is never
     blocked, and uses up its time, is suspected.
     """
-    seen = [one for one in looks if one.domain is not None]
+    seen = [one for one in looks if one.domain is not None and one.positions]
     if len(seen) < SAMPLES or any(one.domain.state[1] == "b" for one in seen if one.domain):
         return ""
     for vcpu, places in enumerate(zip(*(one.positions for one in seen), strict=False)):
