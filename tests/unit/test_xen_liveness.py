@@ -47,3 +47,5 @@ def test_a_vcpu_that_spins_is_stuck_and_one_that_waits_is_not() -> None:
     assert not stuck(looks("-b----", 0xFFFFFFFF81000010))
     assert not stuck(looks("r-----", 0xFFFFFFFF81000010, 0xFFFFFFFF81234567))
     assert not stuck(looks("r-----", 0xFFFFFFFF81000010)[1:])
+    unasked = looks("r-----", 0xFFFFFFFF81000010)[0].replace(positions=())
+    assert stuck([unasked, *looks("r-----", 0xFFFFFFFF81000010)])

@@ -128,7 +128,6 @@ class FakeHost:
         text = XL.replace("@PYTHON@", sys.executable).replace("@MESSAGES@", repr(messages))
         for name, content in (
             ("xl", text), ("xen-cpuid", CPUID), ("xenctx", "#!/bin/sh\n"),
-            ("pidof", "#!/bin/sh\n"),
         ):  # fmt: skip
             (programs / name).write_text(content)
             (programs / name).chmod(0o755)

@@ -119,8 +119,9 @@ def _line(host: "LabHost") -> str:
 @click.option("--host", required=True, metavar="HOST", help="The lab host to start it on.")
 @click.option("--level-with", multiple=True, metavar="HOST", help="Level it for this one, too.")
 @click.option("--type", "kind", type=click.Choice(["pv", "pvh"]), default="pv", show_default=True)
-@click.option("--memory", default=64, show_default=True, metavar="MIB")
+@click.option("--memory", default=96, show_default=True, metavar="MIB")
 @click.option("--vcpus", default=1, show_default=True)
+@click.option("--drop", multiple=True, metavar="FEATURE", help="Level it without this, too.")
 @click.option("--test", metavar="GROUPS", help="Instructions to exercise; see docs/payload.md.")
 def start(
     name: str,
@@ -129,6 +130,7 @@ def start(
     kind: str,
     memory: int,
     vcpus: int,
+    drop: tuple[str, ...],
     test: str | None,
 ) -> None:
     """Start a guest under the payload on a Xen host.
@@ -149,9 +151,9 @@ def start(
         hosts = [lab_host.named(one) for one in (host, *level_with)]
         type_ = Type(kind)
         common = None
-        if level_with:
+        if level_with or drop:
             told = await asyncio.gather(*(read_host(runner_of(one.address)) for one in hosts))
-            common = level([one.offers[type_.policy] for one in told])
+            common = level([one.offers[type_.policy] for one in told], drop=drop)
         initrd = await asyncio.to_thread(guest.build_initrd, cache_folder())
         await guest.start(
             hosts[0],

@@ -11,7 +11,7 @@ import re
 import time
 
 from isthmus.guest.console import Kind, find_death
-from isthmus.hypervisor.xen.host import Domain, parse_list
+from isthmus.hypervisor.xen.host import INCOMING, Domain, parse_list
 from isthmus.hypervisor.xen.runner import Runner
 from isthmus.values import Value
 
@@ -29,19 +29,12 @@ xl list
 echo --- ; n=0
 while [ $n -lt {vcpus} ]; do xenctx {number} $n 2>/dev/null | grep '^rip:'; n=$((n+1)); done
 echo ---
-for f in /proc/$(pidof xenconsoled)/fd/*; do
-  case $(readlink $f) in */guest-{name}.log|*/guest-{name}--incoming.log) log=$(readlink $f) ;; esac
-done
-[ -n "$log" ] && tail -c +$(({skip} + 1)) $log | tail -c {tail}
-true
+tail -c +$(({skip} + 1)) {log} 2>/dev/null | tail -c {tail}
 """
 
-_SIZE = """
-for f in /var/log/xen/console/guest-{name}.log /var/log/xen/console/guest-{name}--incoming.log; do
-  [ -f $f ] && stat -c %s $f
-done
-true
-"""
+# xenconsoled names the log when the guest comes, and it comes under that name.
+_LOG = "/var/log/xen/console/guest-{name}" + INCOMING + ".log"
+_SIZE = "stat -c %s {log} 2>/dev/null || echo 0"
 
 
 class Look(Value, frozen=True):
@@ -67,9 +60,12 @@ class Evidence(Value, frozen=True):
 async def look(runner: Runner, name: str, number: int, vcpus: int, *, skip: int = 0) -> Look:
     """Look at a guest once.
 
+    :param vcpus: of how many vCPUs to ask where they stand; the guest is paused for that.
     :param skip: how many bytes of its console's log are older than the guest's arrival.
     """
-    script = _LOOK.format(number=number, vcpus=vcpus, name=name, skip=skip, tail=CONSOLE_TAIL)
+    script = _LOOK.format(
+        number=number, vcpus=vcpus, log=_LOG.format(name=name), skip=skip, tail=CONSOLE_TAIL
+    )
     return look_from(await runner.told(script), name)
 
 
@@ -86,8 +82,8 @@ def look_from(text: str, name: str) -> Look:
 
 async def console_size(runner: Runner, name: str) -> int:
     """How large the log is that the console of a guest of that name will go on with."""
-    sizes = (await runner.told(_SIZE.format(name=name))).split()
-    return max((int(size) for size in sizes if size.isdigit()), default=0)
+    said = (await runner.told(_SIZE.format(log=_LOG.format(name=name)))).strip()
+    return int(said) if said.isdigit() else 0
 
 
 async def watch(
@@ -95,21 +91,24 @@ async def watch(
 ) -> Evidence:
     """Watch a guest for ``seconds``, and until there were enough looks.
 
-    It ends early once the console shows the guest at work: three looks with something new.
+    It ends early once the console shows the guest at work: three looks with something new.  Where
+    its vCPUs stand is asked only of a guest whose console is silent, since xenctx(8) pauses it.
     """
     begun = time.monotonic()
     looks: list[Look] = []
     news = 0
+    speaks = True  # until it has had the time to
     while True:
-        one = await look(runner, name, number, vcpus, skip=skip)
+        one = await look(runner, name, number, 0 if speaks else vcpus, skip=skip)
         elapsed = time.monotonic() - begun
         if reason := dead(one):
             return Evidence(alive=False, watched_s=elapsed, reason=reason)
-        news += bool(looks) and len(one.console) != len(looks[-1].console)
+        speaks = bool(looks) and len(one.console) != len(looks[-1].console)
+        news += speaks
         looks.append(one)
         if news >= 3:
             return Evidence(alive=True, watched_s=elapsed)
-        if elapsed >= seconds and len(looks) >= SAMPLES:
+        if elapsed >= seconds and len(looks) > SAMPLES:
             reason = stuck(looks)
             return Evidence(alive=not reason, watched_s=elapsed, reason=reason)
         await asyncio.sleep(0.2)
@@ -134,7 +133,7 @@ def stuck(looks: list[Look]) -> str:
     A vCPU that waits in the hypervisor stands at one place, too, so only a guest that is never
     blocked, and uses up its time, is suspected.
     """
-    seen = [one for one in looks if one.domain is not None]
+    seen = [one for one in looks if one.domain is not None and one.positions]
     if len(seen) < SAMPLES or any(one.domain.state[1] == "b" for one in seen if one.domain):
         return ""
     for vcpu, places in enumerate(zip(*(one.positions for one in seen), strict=False)):

@@ -76,7 +76,7 @@ def configuration(
     initrd: str,
     *,
     kind: Type = Type.PV,
-    memory_mib: int = 64,
+    memory_mib: int = 96,
     vcpus: int = 1,
     level: Baseline | None = None,
     cpuid: tuple[str, ...] | None = None,

@@ -29,6 +29,9 @@ from isthmus.qualification.lab.xen_host import DOM0_MIB, HOST_MIB, XenHost, buil
 from isthmus.qualification.xen.hypervisor import rebuilt
 from isthmus.values import Value, from_json, read_value, to_json
 
+DOM0 = "10.0.2.15"
+"""dom0's address in QEMU's user network."""
+
 SCHEME = "xen+lab"
 """What the address of a lab host begins with: ``xen+lab://NAME``."""
 
@@ -53,7 +56,8 @@ class LabHost(Value, frozen=True):
     """A lab host that was started.
 
     ``xen``: the hypervisor's version; ``live``: whether it can move PV guests live, which Debian's
-    own hypervisor cannot; ``kernel``: dom0's; ``seconds``: how long its start took.
+    own hypervisor cannot; ``kernel``: dom0's; ``ssh``: the port of this machine's loopback that
+    leads to port 22 of dom0, where nobody listens at first; ``seconds``: how long its start took.
     """
 
     name: str
@@ -62,6 +66,7 @@ class LabHost(Value, frozen=True):
     xen: str
     kernel: str
     live: bool
+    ssh: int
     seconds: float
 
     @property
@@ -144,7 +149,7 @@ async def up(
     process.private_directory(folder)
     begun = time.monotonic()
     progress(f"{model.name}: booting")
-    (port,) = kvm_host.free_ports(1)
+    port, ssh = kvm_host.free_ports(2)
     channel = Channel(model.name, port, secrets.token_hex(16), "xen")
     channel.write(folder)
     words = f"console=hvc0 quiet isthmus.token={channel.token} isthmus.host={model.name}"
@@ -152,7 +157,10 @@ async def up(
     (folder / "qemu.conf").write_text(
         f'[machine]\ninitrd = "{host.kernel} {words},{host.initrd}"\n', encoding="utf-8"
     )
-    command = _command(model, host, qemu, folder, port)
+    forwards = (
+        f"hostfwd=tcp:127.0.0.1:{port}-{DOM0}:{AGENT_PORT},hostfwd=tcp:127.0.0.1:{ssh}-{DOM0}:22"
+    )
+    command = _command(model, host, qemu, folder, forwards)
     running = await process.launch(command, folder, lives_with_parent=lives_with_parent)
     try:
         await kvm_host.answering(running, channel, progress)
@@ -166,6 +174,7 @@ async def up(
         model=model,
         process=running,
         live=live,
+        ssh=ssh,
         seconds=time.monotonic() - begun,
         **facts,
     )
@@ -214,7 +223,7 @@ async def down(run: Path) -> list[str]:
 
 
 def _command(
-    model: HostModel, host: XenHost, qemu: QemuBinary, folder: Path, port: int
+    model: HostModel, host: XenHost, qemu: QemuBinary, folder: Path, forwards: str
 ) -> list[str]:
     xen = f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M guest_loglvl=all {model.xen}"
     return [
@@ -224,7 +233,7 @@ def _command(
         "-chardev", f"socket,id=qmp,path={folder / 'qmp.sock'},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"file,id=console,path={folder / 'console.log'}", "-serial", "chardev:console",
-        "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{AGENT_PORT}",
+        "-netdev", f"user,id=net,{forwards}",
         "-device", "virtio-net-pci,netdev=net,romfile=",
         "-kernel", str(host.xen), "-append", xen.strip(),
         "-readconfig", str(folder / "qemu.conf"),
