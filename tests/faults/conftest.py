@@ -53,7 +53,7 @@ class World:
         """Wait until the guest's payload has ticked ``more`` times from now on."""
         path = self.store.read(guest.name).process.payload
         wanted = path.read_bytes().count(b" tick ") + more
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while path.read_bytes().count(b" tick ") < wanted:
                 await asyncio.sleep(0.05)
 

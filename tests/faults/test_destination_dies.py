@@ -6,6 +6,7 @@ import pytest
 
 from isthmus.errors import RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process
+from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.migration.engine import Options
 from isthmus.migration.hosts import recover, unfinished
 from isthmus.migration.phases import Phase
@@ -37,6 +38,16 @@ def killer(world, point: Phase, after_s: float = 0.0):
     return checkpoint
 
 
+async def wrote(world) -> None:
+    """Wait until the guest has written to its disk on the destination."""
+    newest = max((world.store.run / "g").iterdir(), key=lambda path: path.stat().st_ctime)
+    async with asyncio.timeout(180), Monitor.session(newest / "observe.sock") as monitor:
+        while not any(
+            device["stats"]["wr_operations"] for device in await monitor.execute("query-blockstats")
+        ):
+            await asyncio.sleep(0.05)
+
+
 async def test_killed_at_any_point(world) -> None:
     guest = await world.born()
     for point in POINTS:
@@ -59,7 +70,7 @@ async def test_a_guest_that_wrote_to_its_disk_is_held(world) -> None:
 
     async def checkpoint(phase: Phase) -> None:
         if phase is Phase.VERIFYING:
-            await asyncio.sleep(1.0)  # let it write abroad
+            await wrote(world)
             await killer(world, phase)(phase)
 
     with pytest.raises(UndecidedError):

@@ -29,7 +29,7 @@ point, folder, host, translate = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sy
 async def checkpoint(phase):
     if phase == point:
         print(phase, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
 async def main():
     qemu = find_qemu()
@@ -65,7 +65,7 @@ def status(folder: Path) -> subprocess.CompletedProcess[str]:
         | {"ISTHMUS_STATE": str(folder / "state"), "ISTHMUS_RUN": str(folder / "run")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

@@ -13,7 +13,7 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import read_cpus
 from isthmus.migration.hosts import Hosts
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @contextlib.asynccontextmanager

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import re
 import subprocess
 import time
 from pathlib import Path
 
 from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.translate.outside import Lookout, Translator
 from isthmus.translate.registers import Registers
 from isthmus.translate.rsp import Stub, write_memory, write_register
@@ -14,6 +16,8 @@ from isthmus.translate.rsp import Stub, write_memory, write_register
 SMALL_KERNEL = Path(__file__).with_name("small_kernel.S")
 TRAP_GUEST = Path(__file__).parents[2] / "bench" / "trap_guest.S"
 RBX = 1
+PATIENCE_S = 120
+REST = b"\xeb\xfe"  # a jump on the spot: where programs and handlers of the tests end
 
 
 def assembled(source: Path, folder: Path) -> bytes:
@@ -32,11 +36,25 @@ def firmware(source: Path, folder: Path) -> Path:
     return path
 
 
-async def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
+async def until(condition):
+    """Wait until something holds, with more patience than a slow and busy machine needs."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.002)
+
+
+async def in_its_loop(home: Path, low: int, high: int) -> None:
+    """Wait until the guest has walked into its loop, which is between these addresses."""
+    await until((home / "look.sock").exists)
+    deadline = time.monotonic() + PATIENCE_S
+    async with Monitor.session(home / "qmp.sock") as monitor:
+        while True:
+            found = re.search(r"RIP=([0-9a-f]+)", await monitor.human("info registers"))
+            if found and low <= int(found[1], 16) <= high:
+                return
+            assert time.monotonic() < deadline, "the guest does not come to its loop"
+            await asyncio.sleep(0.02)
 
 
 class SmallGuest:
@@ -74,18 +92,36 @@ class SmallGuest:
         _, answer = await self.stub.ask(b"Hgp1.1", b"g")
         return Registers(bytes.fromhex(answer.decode()))
 
-    async def run(self, seconds=0.3, *, until_traps=None) -> None:
-        """Let it run, served, for a while or some traps, and hold it again."""
+    async def run(self, *, until_traps=0, ends=True) -> None:
+        """Let it run, served, and hold it again: after some traps, and when it rests if it ends."""
         tally = self.translator.tally
-        await self.translator.release()
-        if until_traps is None:
-            await asyncio.sleep(seconds)
-        else:
-            wanted = tally.traps + until_traps
-            await until(lambda: tally.traps >= wanted)
-            await asyncio.sleep(0.1)  # a handler of the guest ends what the last one began
-        await self.translator.hold()
-        assert not self.translator.problem
+        wanted = tally.traps + until_traps
+        resting = 0
+
+        async def enough() -> bool:
+            # Twice, since what is pending where it rests comes only when it goes on.
+            nonlocal resting
+            resting = resting + 1 if await self.rests() else 0
+            return tally.traps >= wanted and (resting > 1 or not ends)
+
+        await self.run_until(enough)
+
+    async def run_until(self, condition) -> None:
+        """Let it run, served, in slices until something holds that is asked of the held guest."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            await self.translator.release()
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(PATIENCE_S):
+                await self.translator.hold()
+            assert not self.translator.problem
+            if await condition():
+                return
+            assert time.monotonic() < deadline, "what was waited for never came"
+
+    async def rests(self) -> bool:
+        """Whether it jumps on the spot."""
+        return await self.stub.memory((await self.registers()).rip, len(REST)) == REST
 
     async def records(self) -> dict[str, int]:
         """What its handlers saw; ``vector`` is -1 if there was none but #UD."""
@@ -112,8 +148,7 @@ async def small_guest(image: Path, home: Path, *options: str, cpu: str = "Penryn
         ],
     )  # fmt: skip
     try:
-        await until((home / "look.sock").exists)
-        await asyncio.sleep(0.4)  # the guest walks into its loop
+        await in_its_loop(home, SmallGuest.DOOR, SmallGuest.DOOR + 3)
         stub = await Stub.connect(home / "gdb.sock")
         guest = SmallGuest(stub, Lookout(home / "look.sock"))
         await guest.translator.arm()

@@ -21,7 +21,7 @@ from isthmus.qualification.exercise.crossing import Pair, cross, image, missing
 from isthmus.qualification.exercise.record import Refused, Row, append
 from isthmus.translate.table import Placement, translatable
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 FAST = (Pair("phenom", "Nehalem"), Pair("Westmere", "Opteron_G1"))
 MATRIX = (

@@ -27,7 +27,7 @@ def refusal(argument: str) -> str:
     done = subprocess.run(
         [str(find_qemu().path), "-no-user-config", "-nodefaults", "-display", "none", "-S",
          "-machine", "pc", "-accel", "tcg", "-m", "16", "-cpu", argument, "-monitor", "stdio"],
-        input="quit\n", capture_output=True, text=True, timeout=60, check=False,
+        input="quit\n", capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     return done.stderr if done.returncode or "warning" in done.stderr else ""
 

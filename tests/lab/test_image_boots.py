@@ -17,9 +17,9 @@ from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.payload.report import Follower
 from isthmus.qualification.payload.verdict import judge
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-PATIENCE_S = 40
+PATIENCE_S = 180
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ async def test_moves_to_the_same_cpu(image, run, tmp_path):
     (hop,) = verdict.hops
     assert hop.guest_gap_ms is not None
     assert hop.silence_ms is not None
-    assert 0 < hop.guest_gap_ms < 5000
-    assert 0 < hop.silence_ms < 10_000
+    assert 0 < hop.guest_gap_ms < 60_000
+    assert 0 < hop.silence_ms < 60_000
     # The same stream with one byte less is not right any more.
     assert not judge([before.data[:-1], after.data]).ok
 
@@ -164,7 +164,10 @@ async def test_modern_pair_payload_dies_on_extrq(image, run):
         async with guest(target, run / "b", incoming=True) as (destination, after):
             await move(source, destination, run)
             await until(lambda: b" death " in after.data, "death of the payload")
-            await asyncio.sleep(0.3)
+            await until(
+                lambda: b"trap invalid opcode" in destination.console.read_bytes(),
+                "what the kernel has to say of it",
+            )
     console = destination.console.read_text(errors="replace")
     assert "trap invalid opcode" in console
     assert "<66> 0f 79 c1" in console  # EXTRQ

@@ -13,7 +13,7 @@ from isthmus.places import cache_folder
 from isthmus.qualification.exercise.crossing import Pair, cross, image
 from isthmus.translate.table import Placement
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 # Haswell's loss of BMI1 and of x86-64-v3 is refused for good reasons, which the exercise avoids.
 PAIRS = (

@@ -18,12 +18,12 @@ from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.lab.initramfs import file, folder
 from isthmus.qualification.lab.kernel import fetch_kernel
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
 HAS = "Haswell,+smap,+sse4a"
 LACKS = "Haswell,+smap,-popcnt,-movbe"
-BOOT_S = 100
+BOOT_S = 300
 
 INIT = b"""#!/bin/sh
 mount -t proc proc /proc

@@ -15,9 +15,9 @@ from isthmus.qualification.lab.headers import inside_module, kernel_module
 from isthmus.qualification.lab.image import build_image
 from isthmus.qualification.lab.initramfs import archive, file, folder
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 SOURCE = Path(__file__).with_name("x87_in_the_kernel.c")
 NAME = "x87_in_the_kernel"
 INIT = """

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lab
 def isthmus(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from isthmus.cli.main import main; main()", *arguments],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_the_argument_starts_the_installed_qemu() -> None:
     qemu = subprocess.run(
         [find_qemu().path, "-accel", "tcg", "-display", "none", "-nodefaults", "-m", "16", "-S",
          "-cpu", answer["cpu"], "-monitor", "stdio"],
-        input="quit\n", capture_output=True, text=True, timeout=60, check=False,
+        input="quit\n", capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert qemu.returncode == 0, qemu.stderr
     assert not qemu.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from isthmus.places import cache_folder
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 PAIRS = [
     "Opteron_G2,Nehalem",
@@ -27,7 +27,7 @@ def test_it_crosses_and_returns(pair: str, tmp_path: Path) -> None:
         [sys.executable, "-c", "from isthmus.cli.main import main; main()", "demo", "--json",
          "--pair", pair, "--only", "levelled", "--moves", "2", "--report", "-"],
         env=os.environ | {"ISTHMUS_CACHE": str(cache_folder()), "ISTHMUS_STATE": str(tmp_path)},
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=330, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (act,) = json.loads(done.stdout)["acts"]

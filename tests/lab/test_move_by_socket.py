@@ -53,10 +53,15 @@ async def pair(folder: Path, there_cpu: str, *, own_start: bool = False):
         command.remove("-S")
     process.private_directory(folder / "there")
     there = await process.launch(command, folder / "there")
-    async with asyncio.timeout(60):
-        while here.payload.read_bytes().count(b" tick ") < 3:
-            await asyncio.sleep(0.05)
+    await ticks(here, 3)
     return here, there
+
+
+async def ticks(running: process.QemuProcess, wanted: int) -> None:
+    """Wait until the payload in this process has ticked so often."""
+    async with asyncio.timeout(180):
+        while running.payload.read_bytes().count(b" tick ") < wanted:
+            await asyncio.sleep(0.05)
 
 
 def migrate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -67,7 +72,7 @@ def migrate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str
         | {"ISTHMUS_STATE": str(folder / "state"), "ISTHMUS_RUN": str(folder / "run")},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
 
@@ -85,7 +90,7 @@ async def test_moved(folder: Path, own_start: bool) -> None:
     assert json.loads(done.stdout)["steps"][-1]["phase"] == "committed"
     assert not here.alive()
     assert await state(there) == "running"
-    await asyncio.sleep(0.5)
+    await ticks(there, 3)
     verdict = judge([here.payload.read_bytes(), there.payload.read_bytes()])
     assert verdict.ok, verdict.faults
 

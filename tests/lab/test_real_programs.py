@@ -29,7 +29,7 @@ from isthmus.qualification.store import Made, key_of, obtain
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.timeout(500),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler"),
 ]
 
@@ -135,7 +135,7 @@ def here(program: Path, name: str, rounds: int) -> dict[tuple[str, int], str]:
     if name == "go":
         return {}
     done = subprocess.run(
-        [program, name, str(rounds)], capture_output=True, text=True, check=False, timeout=60
+        [program, name, str(rounds)], capture_output=True, text=True, check=False, timeout=300
     )
     return said(done.stdout)
 

@@ -86,7 +86,7 @@ def domain(baseline: Baseline) -> str:
 
 def virsh(folder: str, *words: str) -> str:
     command = ["virsh", "--quiet", "--connect", f"qemu:///embed?root={folder}", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

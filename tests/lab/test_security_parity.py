@@ -21,9 +21,9 @@ from isthmus.places import cache_folder
 from isthmus.qualification.lab.image import GuestImage, build_image
 from isthmus.qualification.lab.initramfs import archive, file, folder
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 CPUS = (
     "phenom", "Dhyana", "EPYC", "EPYC-Milan", "Penryn", "Haswell-noTSX", "Skylake-Server",
     "Cooperlake", "Icelake-Server", "Snowridge",

@@ -23,12 +23,12 @@ from isthmus.qualification.lab.image import build_image
 from isthmus.qualification.lab.initramfs import archive, file, folder
 from isthmus.translate.service import spawn
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
 LACKING = "phenom,-sse4a,-popcnt,-3dnow,-3dnowext,-rdtscp"
 WORDS = "console=ttyS0 loglevel=1 panic=-1"
-PATIENCE_S = 90
+PATIENCE_S = 270
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.payload.verdict import Verdict, judge
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 TESTS = "sse4a,popcnt"
 
@@ -50,7 +50,7 @@ class World:
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=360,
             check=False,
         )
         assert "Traceback" not in done.stderr
@@ -63,7 +63,7 @@ class World:
     async def translated(self, more: int) -> dict:
         """The status when so many more instructions have been translated."""
         first = sum((await self.status())["status"]["translated"].values())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 status = await self.status()
                 if sum(status["status"]["translated"].values()) >= first + more:
@@ -210,7 +210,7 @@ async def test_migrate_arms_by_itself_and_the_operator_sees_it(world: World) -> 
     await world.isthmus("migrate", "g", "--to", "Penryn", "--json")
     await world.isthmus("translate", "detach", "g", "--yes")
     console = world.hosts.store.read("g").process.console
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while find_death(console.read_bytes()) is None:
             await asyncio.sleep(0.1)
 
@@ -253,8 +253,8 @@ async def prometheus_reads_it(world: World, least: dict[str, int]) -> None:
 
 
 async def log_warns(folder: Path) -> None:
-    """The translator's own log has the warning, too, within a few seconds."""
-    async with asyncio.timeout(30):
+    """The translator's own log has the warning, too."""
+    async with asyncio.timeout(180):
         while "warning: translation takes" not in (folder / "translator.log").read_text():
             await asyncio.sleep(0.2)
     assert "isthmus level phenom Penryn" in (folder / "translator.log").read_text()

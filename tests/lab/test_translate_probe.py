@@ -21,10 +21,10 @@ from isthmus.qualification.lab.image import build_image
 from isthmus.qualification.lab.initramfs import archive, file, folder
 from isthmus.translate.service import spawn
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 LACKING = "phenom,-sse4a,-popcnt,-3dnow,-3dnowext,-rdtscp"
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @pytest.fixture(scope="module")

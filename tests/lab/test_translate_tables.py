@@ -7,7 +7,7 @@ from small_guest import SMALL_KERNEL, SmallGuest, assembled, firmware, small_gue
 
 from isthmus.translate.vectors import NoEntryError
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 AREA = SmallGuest.AREA
 TABLE, HANDLER, SECOND = 0xB000, 0xA800, 0xC000

@@ -9,7 +9,7 @@ import struct
 import pytest
 from small_guest import SMALL_KERNEL, SmallGuest, firmware, small_guest
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 AREA = SmallGuest.AREA
 CONTROL, NUMBER, RESULT, ENVIRONMENT = (AREA + offset for offset in (0x100, 0x110, 0x120, 0x140))

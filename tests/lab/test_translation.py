@@ -110,7 +110,10 @@ async def test_a_killed_translator_is_replaced(hosts: Hosts) -> None:
         command = Path(f"/proc/{service.pid}/cmdline").read_bytes()
         if b"isthmus.translate.service" in command:
             os.kill(service.pid, signal.SIGKILL)
-    await asyncio.sleep(0.5)  # the guest stands still at its next #UD
+            async with asyncio.timeout(180):
+                while service.alive():
+                    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # time for the guest to come to its next #UD, and to stand there
     with guest_lock(hosts.store.locks, "g"):  # another command is at work on it
         assert await revive_translators(hosts.store) == []
     assert await revive_translators(hosts.store) == ["g"]

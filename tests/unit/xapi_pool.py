@@ -13,11 +13,10 @@ import uuid as uuids
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from xapi_types import FIELDS, conforms
+
 NULL = "OpaqueRef:NULL"
-CLASSES = frozenset(
-    {"pool", "host", "host_metrics", "VM", "VM_metrics", "VBD", "VDI", "SR", "VIF", "network",
-     "PIF", "task"}
-)  # fmt: skip
+CLASSES = frozenset(FIELDS)
 Features = Sequence[int]
 
 
@@ -128,12 +127,14 @@ class Pool:
 
     def add(self, kind: str, **fields: Any) -> str:
         ref = f"OpaqueRef:{uuids.uuid4()}"
+        conforms(kind, fields)
         with self.world.changed:
             self.tables[kind][ref] = {"uuid": str(uuids.uuid4()), **fields}
             self._touch(kind, ref)
         return ref
 
     def change(self, kind: str, ref: str, **fields: Any) -> None:
+        conforms(kind, fields)
         with self.world.changed:
             self.tables[kind][ref].update(fields)
             self._touch(kind, ref)
