@@ -109,8 +109,8 @@ def level(
 
     A HOST is a CPU model of the installed QEMU, or a file of any format that `isthmus cpu show`
     reads (a name with a slash or a dot), or `here` for this machine, or a libvirt URI, or the
-    address of a Xen host (what that gives PV guests; `#pvh` behind it: PVH and HVM guests).  Exit code 3: the platform
-    cannot honour the level, or the host may not join the pool.
+    address of a Xen host (what that gives PV guests; `#pvh` behind it: PVH and HVM guests).  Exit
+    code 3: the platform cannot honour the level, or the host may not join the pool.
 
     --apply writes the level into libvirt's domains, of a connection or of files: their <cpu> and
     what the level needs, nothing else. It counts from the next start of each; the former XML is
