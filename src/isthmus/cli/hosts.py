@@ -1,8 +1,8 @@
 """CPUs as operators name them.
 
 A model of the installed QEMU, a file, ``here`` for this machine, or the address of a host: a
-libvirt URI means what guests can be shown there; that of a Xen host what it gives its PV guests, with
-``#pvh`` behind it its PVH and HVM guests.
+libvirt URI means what guests can be shown there; that of a Xen host what it gives its PV guests,
+with ``#pvh`` behind it its PVH and HVM guests.
 """
 
 import asyncio
