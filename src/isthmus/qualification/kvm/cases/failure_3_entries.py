@@ -11,6 +11,10 @@ Which of them a CPU has in compatibility mode, and what KVM does about it (Linux
   wrmsrl_cstar), and on AMD SYSCALL is legal and not intercepted: it enters at 0.
 - INT 80h is the same everywhere, and the vDSO has what the kernel chose by the maker it was shown.
 
+Neither emulator of the AMD hosts knows that SYSENTER is #UD in compatibility mode: both execute it
+(QEMU 7.2 target/i386/tcg/translate.c, Bochs cpu/proc_ctrl.cc, SYSENTER), and so with addresses cut
+short.  So what KVM does for it on AMD's silicon cannot be shown on them.
+
 The programs are ``guests/entries.S``.
 """
 
@@ -22,7 +26,7 @@ from isthmus.cpu.model import CpuModel
 from isthmus.errors import IsthmusError
 from isthmus.places import cache_folder
 from isthmus.qualification.kvm.cases.bench import Bench
-from isthmus.qualification.kvm.cases.case import Case, Part, last_lines, part
+from isthmus.qualification.kvm.cases.case import Case, Part, explained, last_lines, part
 from isthmus.qualification.kvm.guests import entry_program
 from isthmus.qualification.lab.image import GuestImage, build_image
 from isthmus.qualification.lab.initramfs import file, folder
@@ -140,27 +144,37 @@ def _bad(told: Told) -> bool:
 
 
 async def attacked(
-    bench: Bench, about: str, shown: CpuModel, journey: tuple[str, str], entry: str
+    bench: Bench, about: str, shown: CpuModel, journey: tuple[str, str], entry: str, rule: str
 ) -> Part:
-    """A guest one program of which uses an entry that its home forbids, and that kills abroad."""
+    """A guest one program of which takes an entry that its home forbids, and that kills abroad.
+
+    :param rule: the one that must foretell it.
+    """
     home, abroad = journey
     image = image_with((entry,))
     async with bench.guest(home, shown=shown, image=image) as name:
         told = (await _further(bench, name, (entry,)))[entry]
-        forbidden = told.faults == told.rounds and not told.wrong
-        verdict = bench.hosts.check(bench.read(name), abroad, accepted=())
-        rules = sorted({finding.rule for finding in verdict.findings} & set(ACCEPTED))
+        lived = not told.wrong
+        verdict = bench.hosts.check(bench.read(name), abroad)
+        foretold = rule in {finding.rule for finding in verdict.blocking}
         moved = await bench.move(name, abroad, accepted=ACCEPTED)
         word = await bench.says(name, *DEATHS)
         console = bench.consoles(name)
+    at_home = f"{told.faults} of {told.rounds} calls SIGILL at home"
     return part(
-        f"{about}, {_plain(home)} to {_plain(abroad)}: {entry} by hand",
-        "SIGILL at home; foretold by a rule; the guest's kernel dies abroad",
-        f"{'SIGILL' if forbidden else f'{told.rounds - told.faults} calls served'} at home; "
-        f"foretold by {', '.join(rules) or 'no rule'}; {moved.outcome}, {word or 'no death'}",
-        holds=forbidden and bool(rules) and word is not None,
-        console=last_lines(console, next((w for w in DEATHS if w in console), "")),
+        f"{about}, {_plain(home)} to {_plain(abroad)}: {_ATTACKS[entry]}",
+        f"lives at home; refused by {rule}; the risk taken, its kernel dies abroad",
+        f"{at_home if lived else told.wrong}; {'refused' if foretold else 'not foretold'}; "
+        f"{moved.outcome}, {word or 'no death'}",
+        holds=lived and foretold and word is not None,
+        console=last_lines(console, word or ""),
     )
+
+
+_ATTACKS = {
+    "syscall": "SYSCALL by hand, SIGILL at home",
+    "abroad": "SYSENTER by hand, from the arrival on",
+}
 
 
 async def _further(bench: Bench, name: str, entries: Sequence[str]) -> Mapping[str, Told]:
@@ -191,10 +205,19 @@ async def run(bench: Bench) -> list[Part]:
     amd, intel = of_maker(bench, AMD), of_maker(bench, INTEL)
     back = (AMD, INTEL, AMD)
     return [
-        await served(bench, "shown Intel", intel, back, ("int80", "vdso", "sysenter")),
         await served(bench, "shown AMD", amd, back, ("int80", "vdso", "syscall")),
-        await attacked(bench, "shown AMD", amd, (AMD, INTEL), "sysenter"),
-        await attacked(bench, "shown Intel", intel, (INTEL, AMD), "syscall"),
+        await served(bench, "shown Intel", intel, back, ("int80",)),
+        await served(bench, "shown Intel", intel, (INTEL,), ("int80", "vdso", "sysenter")),
+        explained(
+            "shown Intel, on AMD: vDSO and SYSENTER",
+            "#UD, and KVM emulates it (em_sysenter)",
+            "both emulators execute SYSENTER there, as no AMD does: the guest's kernel dies of a "
+            "double fault at the lower half of its entry's address",
+        ),
+        await attacked(bench, "shown AMD", amd, (AMD, INTEL), "abroad", "sysenter-cut-short"),
+        await attacked(
+            bench, "shown Intel", intel, (INTEL, AMD), "syscall", "compat-entry-at-zero"
+        ),
     ]
 
 

@@ -37,7 +37,7 @@ def modes_guest(cache: Path) -> GuestImage:
 def entry_program(cache: Path, entry: str) -> bytes:
     """The 32-bit program of ``entries.S`` that enters its kernel by ``entry``.
 
-    :param entry: ``int80``, ``vdso``, ``sysenter`` or ``syscall``.
+    :param entry: ``int80``, ``vdso``, ``sysenter``, ``syscall`` or ``abroad``, see there.
     :raises EnvironmentLackError: there is no compiler.
     """
     return _assembled(cache, "entries", (*_PROGRAM_32, f"-DENTRY_{entry}")).read("entries")

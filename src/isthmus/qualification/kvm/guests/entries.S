@@ -2,8 +2,9 @@
 #
 # Which: -DENTRY_int80, ENTRY_vdso (__kernel_vsyscall: what the kernel chose at boot), ENTRY_sysenter,
 # ENTRY_syscall (both by hand, in the vDSO's convention, and so they return into the vDSO; Linux
-# arch/x86/entry/vdso/vdso32/system_call.S and common.c, do_fast_syscall_32).  All else, also its
-# output, is done by INT 80h.  Once in a while it says a line:
+# arch/x86/entry/vdso/vdso32/system_call.S and common.c, do_fast_syscall_32), ENTRY_abroad: SYSENTER,
+# but only on a host whose TSC is slow, as that of the lab's Intel host is, and INT 80h until then.
+# All else, also its output, is done by INT 80h.  Once in a while it says a line:
 #   entry NAME COUNTER SUM FAULTS
 # A round: getpid, a pselect6 that must succeed and one that must fail by its sixth argument; all
 # registers but EAX must come back.  SUM goes over what they return; FAULTS counts the SIGILL and
@@ -20,6 +21,7 @@
 #define SIGSEGV 11
 #define SA_NODEFER 0x40000000
 #define FACTOR 1664525
+#define SLOW 50000000			/* ticks in a pause of 40 ms: 1.25 GHz */
 
 	.code32
 	.text
@@ -92,10 +94,17 @@ fault:
 	incl faults
 
 say:
+	rdtsc
+	movl %eax, began
 	movl $SYS_nanosleep, %eax
 	movl $pause, %ebx
 	xorl %ecx, %ecx
 	int $0x80
+	rdtsc
+	subl began, %eax
+	cmpl $SLOW, %eax
+	sbbl %eax, %eax
+	movl %eax, slow
 	movl counter, %eax
 	testl $3, %eax
 	jnz round
@@ -148,10 +157,17 @@ enter:
 #elif defined ENTRY_vdso
 	jmp *vsyscall
 #else
+# if defined ENTRY_abroad
+	testl $-1, slow
+	jnz 1f
+	int $0x80
+	ret
+1:
+# endif
 	pushl %ecx
 	pushl %edx
 	pushl %ebp
-# if defined ENTRY_sysenter
+# if defined ENTRY_sysenter || defined ENTRY_abroad
 	movl %esp, %ebp
 	sysenter
 # elif defined ENTRY_syscall
@@ -171,6 +187,8 @@ process:	.long 0
 counter:	.long 0
 sum:		.long 1
 faults:		.long 0
+began:		.long 0
+slow:		.long 0
 action:		.long fault, SA_NODEFER, 0, 0, 0
 pause:		.long 0, 40000000
 moment:		.long 0, 1000
@@ -184,6 +202,8 @@ line:		.ascii "entry "
 		.ascii "vdso     "
 #elif defined ENTRY_sysenter
 		.ascii "sysenter "
+#elif defined ENTRY_abroad
+		.ascii "abroad   "
 #else
 		.ascii "syscall  "
 #endif
