@@ -1,10 +1,12 @@
 # A 32-bit program that calls its kernel by one entry, over and over, and checks what comes back.
 #
-# Which: -DENTRY_int80, ENTRY_vdso (__kernel_vsyscall: what the kernel chose at boot), ENTRY_sysenter,
-# ENTRY_syscall (both by hand, in the vDSO's convention, and so they return into the vDSO; Linux
-# arch/x86/entry/vdso/vdso32/system_call.S and common.c, do_fast_syscall_32), ENTRY_abroad: SYSENTER,
-# but only on a host whose TSC is slow, as that of the lab's Intel host is, and INT 80h until then.
-# All else, also its output, is done by INT 80h.  Once in a while it says a line:
+# Which: -DENTRY_int80, ENTRY_vdso (__kernel_vsyscall, what the kernel chose at boot; INT 80h where it
+# offers none, as glibc does), ENTRY_sysenter, ENTRY_syscall (both by hand, in the vDSO's convention,
+# and so they return into the vDSO; Linux arch/x86/entry/vdso/vdso32/system_call.S and common.c,
+# do_fast_syscall_32).  With -DABROAD by INT 80h on one host and by the entry named on the other: the
+# lab's Intel host has a slow TSC, its AMD hosts have a fast one, so SYSENTER is for where it is slow
+# and SYSCALL for where it is fast.  All else, also the output, is done by INT 80h.
+# Once in a while it says a line:
 #   entry NAME COUNTER SUM FAULTS
 # A round: getpid, a pselect6 that must succeed and one that must fail by its sixth argument; all
 # registers but EAX must come back.  SUM goes over what they return; FAULTS counts the SIGILL and
@@ -103,8 +105,11 @@ say:
 	rdtsc
 	subl began, %eax
 	cmpl $SLOW, %eax
-	sbbl %eax, %eax
-	movl %eax, slow
+	sbbl %eax, %eax			# all ones if it is slow
+#if defined ENTRY_syscall
+	notl %eax
+#endif
+	movl %eax, abroad
 	movl counter, %eax
 	testl $3, %eax
 	jnz round
@@ -155,11 +160,15 @@ enter:
 	int $0x80
 	ret
 #elif defined ENTRY_vdso
-	jmp *vsyscall
+	cmpl $0, vsyscall
+	jne 1f
+	int $0x80
+	ret
+1:	jmp *vsyscall
 #else
-# if defined ENTRY_abroad
-	testl $-1, slow
-	jnz 1f
+# if defined ABROAD
+	cmpl $0, abroad
+	jne 1f
 	int $0x80
 	ret
 1:
@@ -167,7 +176,7 @@ enter:
 	pushl %ecx
 	pushl %edx
 	pushl %ebp
-# if defined ENTRY_sysenter || defined ENTRY_abroad
+# if defined ENTRY_sysenter
 	movl %esp, %ebp
 	sysenter
 # elif defined ENTRY_syscall
@@ -188,7 +197,7 @@ counter:	.long 0
 sum:		.long 1
 faults:		.long 0
 began:		.long 0
-slow:		.long 0
+abroad:		.long 0
 action:		.long fault, SA_NODEFER, 0, 0, 0
 pause:		.long 0, 40000000
 moment:		.long 0, 1000
@@ -202,8 +211,6 @@ line:		.ascii "entry "
 		.ascii "vdso     "
 #elif defined ENTRY_sysenter
 		.ascii "sysenter "
-#elif defined ENTRY_abroad
-		.ascii "abroad   "
 #else
 		.ascii "syscall  "
 #endif
