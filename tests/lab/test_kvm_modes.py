@@ -53,12 +53,12 @@ def test_every_mode_goes_to_intel_and_back() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_16_and_64_bits_go_between_amd_hosts() -> None:
+def test_16_bits_go_between_amd_hosts() -> None:
     need_lab_hosts()
 
     async def run(bench: Bench) -> list[Part]:
         way = ("kvm:phenom", "kvm:opteron2", "kvm:phenom")
-        chosen = (mode for mode in modes.MODES if mode.word in {"16", "long"})
+        chosen = (mode for mode in modes.MODES if mode.word == "16")
         return [await modes.crossed(bench, mode, way) for mode in chosen]
 
     outcome_of(Case(6, "modes between AMD hosts", ("phenom", "opteron2"), run))

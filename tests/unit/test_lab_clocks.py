@@ -1,9 +1,13 @@
 """A guest that keeps time by the TSC is not sent to a host whose TSC has another rate."""
 
+from pathlib import Path
+
 import pytest
 
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.divergence.examples import reference_cpus
+from isthmus.hypervisor.qemu.engine import Accelerator
+from isthmus.hypervisor.qemu.process import LaunchSpec
 from isthmus.migration.hosts import _clock_of
 from isthmus.migration.preflight import preflight
 from isthmus.qualification.kvm.host import read_tsc_khz
@@ -43,3 +47,15 @@ def test_the_rate_is_the_refined_one() -> None:
     )
     assert read_tsc_khz(said) == 50_000
     assert read_tsc_khz("") == 0
+
+
+def test_what_the_hypervisor_offers_is_the_same_on_both_sides(tmp_path: Path) -> None:
+    """It is no part of the CPU that is shown, which a move writes anew for its destination."""
+    spec = LaunchSpec(
+        qemu=Path("qemu"), accelerator=Accelerator.KVM, machine="pc", cpu="EPYC,enforce", vcpus=1,
+        memory_mib=64, kernel=Path("k"), initrd=Path("i"), command_line="",
+        paravirtual=("kvm=off", "hv-time=on"),
+    )  # fmt: skip
+    for incoming in (False, True):
+        command = spec.arguments(tmp_path, incoming=incoming)
+        assert command[command.index("-cpu") + 1] == "EPYC,enforce,kvm=off,hv-time=on"

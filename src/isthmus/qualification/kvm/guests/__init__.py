@@ -34,13 +34,15 @@ def modes_guest(cache: Path) -> GuestImage:
     )
 
 
-def entry_program(cache: Path, entry: str) -> bytes:
+def entry_program(cache: Path, entry: str, *, abroad: bool = False) -> bytes:
     """The 32-bit program of ``entries.S`` that enters its kernel by ``entry``.
 
     :param entry: ``int80``, ``vdso``, ``sysenter`` or ``syscall``.
+    :param abroad: only on the hosts of the maker that has it, and else by INT 80h.
     :raises EnvironmentLackError: there is no compiler.
     """
-    return _assembled(cache, "entries", (*_PROGRAM_32, f"-DENTRY_{entry}")).read("entries")
+    words = (f"-DENTRY_{entry}", *(["-DABROAD"] if abroad else []))
+    return _assembled(cache, "entries", (*_PROGRAM_32, *words)).read("entries")
 
 
 def _assembled(cache: Path, name: str, flags: tuple[str, ...]) -> Stored:

@@ -1,9 +1,12 @@
 # A 32-bit program that calls its kernel by one entry, over and over, and checks what comes back.
 #
-# Which: -DENTRY_int80, ENTRY_vdso (__kernel_vsyscall: what the kernel chose at boot), ENTRY_sysenter,
-# ENTRY_syscall (both by hand, in the vDSO's convention, and so they return into the vDSO; Linux
-# arch/x86/entry/vdso/vdso32/system_call.S and common.c, do_fast_syscall_32).  All else, also its
-# output, is done by INT 80h.  Once in a while it says a line:
+# Which: -DENTRY_int80, ENTRY_vdso (__kernel_vsyscall, what the kernel chose at boot; INT 80h where it
+# offers none, as glibc does), ENTRY_sysenter, ENTRY_syscall (both by hand, in the vDSO's convention,
+# and so they return into the vDSO; Linux arch/x86/entry/vdso/vdso32/system_call.S and common.c,
+# do_fast_syscall_32).  With -DABROAD by INT 80h on one host and by the entry named on the other: the
+# lab's Intel host has a slow TSC, its AMD hosts have a fast one, so SYSENTER is for where it is slow
+# and SYSCALL for where it is fast.  All else, also the output, is done by INT 80h.
+# Once in a while it says a line:
 #   entry NAME COUNTER SUM FAULTS
 # A round: getpid, a pselect6 that must succeed and one that must fail by its sixth argument; all
 # registers but EAX must come back.  SUM goes over what they return; FAULTS counts the SIGILL and
@@ -20,6 +23,7 @@
 #define SIGSEGV 11
 #define SA_NODEFER 0x40000000
 #define FACTOR 1664525
+#define SLOW 50000000			/* ticks in a pause of 40 ms: 1.25 GHz */
 
 	.code32
 	.text
@@ -92,10 +96,20 @@ fault:
 	incl faults
 
 say:
+	rdtsc
+	movl %eax, began
 	movl $SYS_nanosleep, %eax
 	movl $pause, %ebx
 	xorl %ecx, %ecx
 	int $0x80
+	rdtsc
+	subl began, %eax
+	cmpl $SLOW, %eax
+	sbbl %eax, %eax			# all ones if it is slow
+#if defined ENTRY_syscall
+	notl %eax
+#endif
+	movl %eax, abroad
 	movl counter, %eax
 	testl $3, %eax
 	jnz round
@@ -146,8 +160,19 @@ enter:
 	int $0x80
 	ret
 #elif defined ENTRY_vdso
-	jmp *vsyscall
+	cmpl $0, vsyscall
+	jne 1f
+	int $0x80
+	ret
+1:	jmp *vsyscall
 #else
+# if defined ABROAD
+	cmpl $0, abroad
+	jne 1f
+	int $0x80
+	ret
+1:
+# endif
 	pushl %ecx
 	pushl %edx
 	pushl %ebp
@@ -171,6 +196,8 @@ process:	.long 0
 counter:	.long 0
 sum:		.long 1
 faults:		.long 0
+began:		.long 0
+abroad:		.long 0
 action:		.long fault, SA_NODEFER, 0, 0, 0
 pause:		.long 0, 40000000
 moment:		.long 0, 1000
