@@ -1,14 +1,25 @@
 """The selftest of the KVM lab, as far as it needs no host: what there is, and how it is told."""
 
+from unittest.mock import Mock
+
 import pytest
 from click.testing import CliRunner
 
 from isthmus.cli.main import cli
-from isthmus.errors import InputError
+from isthmus.errors import HypervisorError, InputError
 from isthmus.qualification.kvm.cases import table
-from isthmus.qualification.kvm.cases.case import Outcome, Part, Verdict, explained, last_lines, part
+from isthmus.qualification.kvm.cases.bench import Bench
+from isthmus.qualification.kvm.cases.case import (
+    Case,
+    Outcome,
+    Part,
+    Verdict,
+    explained,
+    last_lines,
+    part,
+)
 from isthmus.qualification.kvm.cases.registry import all_cases, chosen
-from isthmus.qualification.kvm.cases.run import Ground, Report, needed_hosts
+from isthmus.qualification.kvm.cases.run import Ground, Report, _try, needed_hosts
 from isthmus.qualification.kvm.host import host_models
 
 
@@ -66,12 +77,27 @@ def test_of_a_console_the_telling_lines_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--only", "x"], "not numbers"), (["--only", "99"], "no failure of that number")],
+    [
+        (["--only", "x"], "not numbers"),
+        (["--only", "99"], "no failure of that number"),
+        (["--write", "./nowhere/page.md"], "nowhere: no such folder"),
+    ],
 )
-def test_a_wrong_number_is_one_line(words: list[str], told: str) -> None:
+def test_bad_input_is_told_before_anything_runs(words: list[str], told: str) -> None:
     done = CliRunner().invoke(cli, ["lab", "kvm", "selftest", *words])
     assert done.exit_code != 0
     assert told in str(done.exception)
+
+
+async def test_a_case_that_breaks_off_has_gone_otherwise() -> None:
+    async def run(_: Bench) -> list[Part]:
+        raise HypervisorError("QEMU did not open its monitor")
+
+    said: list[str] = []
+    outcome = await _try(Case(7, "clocks", (), run), Mock(), said.append)
+    assert not outcome.as_expected
+    assert outcome.parts[0].seen == "QEMU did not open its monitor"
+    assert said[0] == "failure 7: clocks"
 
 
 def test_the_list_runs_nothing() -> None:

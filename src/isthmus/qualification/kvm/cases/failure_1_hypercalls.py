@@ -51,7 +51,8 @@ async def _dies(bench: Bench, how: str, what: str, callers: tuple[str, ...]) -> 
         # A death within the move's own watch is rolled back; its console is kept all the same.
         death = await bench.says(name, DEATH)
         if death is not None:
-            await bench.says(name, *DEATH_TOLD)
+            # The kernel tells its last words at the pace of a serial line, if it can at all.
+            await bench.says(name, *DEATH_TOLD, patience_s=40)
         console = bench.consoles(name)
     said = console.partition(DEATH)[2]
     where = next((caller for caller in callers if caller in said), "")
