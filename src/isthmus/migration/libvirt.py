@@ -123,6 +123,17 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
             await run.close()
 
 
+def reached(phase: Phase, source: Copy, destination: Copy, *, kept: bool) -> Phase:
+    """How far a move has come, by what both daemons say; ``phase`` is the journal's.
+
+    The journal has to say ``starting`` before libvirt is told to move.  But libvirt lets the source
+    run, or leaves it as somebody has paused it (``kept``), only where the destination has not run;
+    and where that is gone, or has not loaded everything, it never will.
+    """
+    never = destination in {Copy.DEAD, Copy.PARTIAL}
+    return Phase.MOVING if never and (source is Copy.RUNNING or kept) else phase
+
+
 class _End:
     """One copy of the guest, as its daemon knows it."""
 
@@ -393,12 +404,8 @@ class _Run:
             await asyncio.sleep(POLL_S)
         libvirt = binding()
         kept = state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
-        phase = self._phase()
-        # libvirt lets the source run only where the destination has not run and never will.
-        if (source is Copy.RUNNING or kept) and destination in {Copy.DEAD, Copy.PARTIAL}:
-            phase = Phase.MOVING
         return Situation(
-            phase=phase,
+            phase=reached(self._phase(), source, destination, kept=kept),
             source=source,
             destination=destination,
             failed=failed,
