@@ -28,6 +28,7 @@ from isthmus.migration.watching import (
     Verdict,
     step,
 )
+from isthmus.translate.outside import TranslatorStatus
 from isthmus.values import read_value, to_json
 
 SAMPLE_S = 2.0
@@ -136,11 +137,7 @@ class GuestEyes:
             return sample
         if status is None:
             return sample.replace(translator_gone=True)
-        return sample.replace(
-            translated=sum(status.translated.values()),
-            untranslated={**status.refused, **status.lacking},
-            translator_warning=report.warning or report.problem,
-        )
+        return counted(sample, status, report.warning or report.problem)
 
     def console(self) -> bytes:
         """What it printed on its serial console in this process."""
@@ -228,6 +225,15 @@ def console_sample(sample: Sample, console: bytes) -> Sample:
             farewell=gone, casualty=death.headline if "opcode" in death.trap else ""
         )
     return sample.replace(farewell=gone, death=death.headline)
+
+
+def counted(sample: Sample, status: TranslatorStatus, warning: str) -> Sample:
+    """The look with what the guest's translator counts."""
+    return sample.replace(
+        translated=sum(status.translated.values()),
+        untranslated={**status.refused, **status.lacking},
+        translator_warning=warning,
+    )
 
 
 def read_tail(path: Path) -> bytes:
