@@ -270,3 +270,12 @@ def write_watch(path: Path, record: WatchRecord) -> None:
 def read_watch(path: Path) -> WatchRecord:
     """The record of a watch; raises :class:`InputError` if there is none."""
     return read_value(path, WatchRecord)
+
+
+def watches(journals: Path, *, last: int = 20) -> list[WatchRecord]:
+    """The records of the latest watches, oldest first; a damaged one is left out."""
+    found = []
+    for path in sorted(journals.glob("*.watch.json"))[-last:]:
+        with contextlib.suppress(InputError):
+            found.append(read_watch(path))
+    return found
