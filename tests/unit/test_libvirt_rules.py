@@ -11,6 +11,7 @@ from isthmus.cpu.named import qemu_models
 from isthmus.divergence.finding import Finding, Severity
 from isthmus.hypervisor.libvirt.domain import Domain, read_domain
 from isthmus.hypervisor.libvirt.host import LibvirtHost
+from isthmus.hypervisor.libvirt.page import page
 from isthmus.hypervisor.libvirt.relations import RELATIONS, Move
 from isthmus.hypervisor.libvirt.rules import domain_findings, rules
 
@@ -185,6 +186,13 @@ def test_every_rule_has_its_case_and_every_relation_its_rule() -> None:
     assert {rule.id for rule in rules()} == set(SPEAKS)
     assert {rule.relation for rule in rules()} == set(RELATIONS)
     assert len({rule.id for rule in rules()}) == len(rules())
+
+
+def test_the_page_is_current() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "libvirt-rules.md"
+    assert committed.read_text(encoding="utf-8") == page(), (
+        "write it anew: python -m isthmus.hypervisor.libvirt.page docs/libvirt-rules.md"
+    )
 
 
 def test_what_is_not_known_is_not_taken_for_fine() -> None:
