@@ -12,7 +12,7 @@ from isthmus.hypervisor.libvirt.rules import Rule, rules
 
 _HEAD = """# What stands in the way of moving a libvirt domain
 
-The rules by which `isthmus inventory --to` judges a domain, its devices and storage, and both hosts.
+The rules by which `isthmus inventory --to` judges a domain, its devices and storage and both hosts.
 This page is generated from `src/isthmus/hypervisor/libvirt/data/rules.json`
 (`python -m isthmus.hypervisor.libvirt.page docs/libvirt-rules.md`);
 `tests/unit/test_libvirt_rules.py` has a case for each. What a guest would notice of another CPU is
