@@ -43,7 +43,9 @@ class Options(Value, frozen=True):
     outside the guest, which is armed if the findings need it: None as well, but where it can never
     be armed only a wish by name (True) is refused; ``rewrite`` then also rewrites the kernel's
     patch sites; ``warn_share``: above which share of a vCPU its cost is warned of, None: as before;
-    ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring).
+    ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring);
+    ``still``: whether libvirt's guest stands still while QEMU begins to track its writes, None:
+    where its CPU is emulated (:mod:`isthmus.hypervisor.qemu.stream`).
     """
 
     bandwidth: int | None = None
@@ -53,6 +55,7 @@ class Options(Value, frozen=True):
     rewrite: bool = True
     warn_share: float | None = None
     channel: str = "unix"
+    still: bool | None = None
     lives_with_parent: bool = False
 
 
@@ -64,12 +67,24 @@ class Progress(Value, frozen=True):
 
 
 Observer = Callable[[Progress], None]
+Ends = Callable[[MigrationRecord], tuple[Source, Destination]]
+"""What may be done to the two ends of a migration, from its record."""
 Checkpoint = Callable[[Phase], Awaitable[None]]
 Adopt = Callable[[MigrationRecord], None]
 
 
 async def nothing(_: Phase) -> None:
     """The checkpoint that makes no fault."""
+
+
+def processes(record: MigrationRecord) -> tuple[Source, Destination]:
+    """The ends that are processes of this machine, spoken to by their monitors."""
+    plan = record.plan
+    destination = Destination(
+        _found(plan.destination),
+        owned=plan.spec is not None or record.phase not in {Phase.OBSERVED, Phase.PREPARING},
+    )
+    return Source(plan.source), destination
 
 
 async def move(
@@ -80,6 +95,7 @@ async def move(
     observer: Observer = lambda _: None,
     checkpoint: Checkpoint = nothing,
     adopt: Adopt = lambda _: None,
+    ends: Ends = processes,
 ) -> MigrationRecord:
     """Move one guest; returns the record of a committed migration.
 
@@ -88,7 +104,7 @@ async def move(
     :raises RolledBackError: it failed, and the guest runs on its source.
     :raises UndecidedError: both copies are held for the operator.
     """
-    run = _Run(Journal.create(journals, plan), options, observer, checkpoint, adopt)
+    run = _Run(Journal.create(journals, plan), options, observer, checkpoint, adopt, ends)
     try:
         try:
             await run.prepare()
@@ -111,6 +127,7 @@ async def resume(
     observer: Observer = lambda _: None,
     adopt: Adopt = lambda _: None,
     use: str = "",
+    ends: Ends = processes,
 ) -> MigrationRecord:
     """Bring a migration to its end whose process was killed; returns its record.
 
@@ -120,7 +137,7 @@ async def resume(
 
     :raises UndecidedError: both copies are held for the operator.
     """
-    run = _Run(Journal.reopen(path), options, observer, nothing, adopt)
+    run = _Run(Journal.reopen(path), options, observer, nothing, adopt, ends)
     try:
         if not run.journal.record.final and use:
             await run.impose(use)
@@ -142,18 +159,14 @@ class _Run:
         observer: Observer,
         checkpoint: Checkpoint,
         adopt: Adopt,
+        ends: Ends,
     ) -> None:
         self.journal = journal
         self.options = options
         self.observer = observer
         self.checkpoint = checkpoint
         self.adopt = adopt
-        plan = journal.record.plan
-        self.source = Source(plan.source)
-        self.destination = Destination(
-            _found(plan.destination),
-            owned=plan.spec is not None or journal.phase not in {Phase.OBSERVED, Phase.PREPARING},
-        )
+        self.source, self.destination = ends(journal.record)
         self.armed: TranslatorClient | None = None
         self._unseen: list[Phase] = []
 
@@ -178,17 +191,8 @@ class _Run:
         await self.source.prepare(
             bandwidth=self.options.bandwidth, downtime_limit_ms=self.options.downtime_limit_ms
         )
-        side = plan.destination
-        if plan.spec is not None:
-            assert side.directory is not None
-            launched = await process.start(
-                plan.spec,
-                side.directory,
-                incoming=True,
-                lives_with_parent=self.options.lives_with_parent,
-            )
-            side = msgspec.structs.replace(side, identity=launched.identity)
-            self.destination.side = side
+        side = await self.destination.launch(plan, lives_with_parent=self.options.lives_with_parent)
+        if side != plan.destination:
             self.journal.amend(msgspec.structs.replace(plan, destination=side))
         await self.destination.attach()
         if side.directory is not None and side.translator is not None:
@@ -267,8 +271,8 @@ class _Run:
         evidence = await watch(
             self.destination.monitor,
             seconds=self.options.verify_s,
-            console=folder / "console.log" if folder else None,
-            payload=folder / "payload.log" if folder else None,
+            console=_file(folder, "console.log"),
+            payload=_file(folder, "payload.log"),
             translated=self.destination.translator is not None,
         )
         if not evidence.alive:
@@ -412,6 +416,12 @@ def _found(side: Side) -> Side:
     if side.identity is not None or side.directory is None:
         return side
     return msgspec.structs.replace(side, identity=process.find(side.directory))
+
+
+def _file(folder: Path | None, name: str) -> Path | None:
+    """That file of the destination, which writes it from its start, or None."""
+    path = folder / name if folder is not None else None
+    return path if path is not None and path.exists() else None
 
 
 async def _last_stamp(events: EventListener, *, patience_s: float) -> float | None:

@@ -16,16 +16,9 @@ import contextlib
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from lxml import etree
-
-from isthmus.cpu.readers.libvirt_cpu import read_libvirt
-from isthmus.cpu.readers.xml import parse
-from isthmus.divergence.evidence import GuestEvidence
 from isthmus.errors import (
     HypervisorError,
-    InputError,
     IsthmusError,
     RolledBackError,
     UndecidedError,
@@ -42,11 +35,13 @@ from isthmus.hypervisor.libvirt.connection import (
 )
 from isthmus.hypervisor.libvirt.move import Wishes
 from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.migration import libvirt_translated
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.engine import Observer, Options, Progress
+from isthmus.migration.libvirt_guest import Facts, judge, read_facts, served
 from isthmus.migration.phases import TRANSITIONS, Phase
-from isthmus.migration.platforms import Request
-from isthmus.migration.preflight import Preflight, preflight
+from isthmus.migration.platforms import Request, has_host
+from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import (
     Figures,
     Journal,
@@ -58,7 +53,6 @@ from isthmus.migration.record import (
     read_record,
     records,
 )
-from isthmus.values import Value
 
 PLATFORM = "libvirt"
 PATIENCE_S = 60.0
@@ -70,32 +64,18 @@ _NOT_REACHED = "Failed to connect to remote libvirt URI"
 """Begins libvirt's message where the source's daemon cannot reach the destination's."""
 
 
-class Facts(Value, frozen=True):
-    """What is known of a guest before it moves: its XML, UUID, accelerator, and whether it stays.
-
-    ``persistent``: it has a definition; ``disks``: some disk of it can be written.
-    """
-
-    xml: bytes
-    name: str
-    uuid: str
-    emulated: bool
-    persistent: bool
-    disks: bool
-
-
 async def check(request: Request) -> Preflight:
     """All checks of the move; takes no step."""
     async with session(request.source) as source, session(request.destination) as destination:
-        facts = await _facts(await source.domain(request.guest))
-        return await _check(request, facts, destination)
+        facts = await read_facts(await source.domain(request.guest))
+        return await judge(request, facts, destination)
 
 
 async def move(request: Request, store: GuestStore, observer: Observer) -> MigrationRecord:
     """Move the guest; see :class:`isthmus.migration.platforms.Platform`."""
     async with session(request.source) as source, session(request.destination) as destination:
-        facts = await _facts(await source.domain(request.guest))
-        verdict = await _check(request, facts, destination)
+        facts = await read_facts(await source.domain(request.guest))
+        verdict = await judge(request, facts, destination)
     verdict.require()
     with guest_lock(store.locks, facts.uuid):
         for path, record in records(store.journals):
@@ -104,6 +84,9 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
                     f"{request.guest}: migration {path.stem} was cut short",
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
+        by = served(request, facts)
+        if facts.hop is not None or verdict.needs_translation:
+            return await libvirt_translated.move(request, facts, verdict, by, store, observer)
         plan = Plan(
             id=new_id(),
             guest=facts.name,
@@ -126,6 +109,8 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
     """Bring a migration to its end whose process was killed; the caller holds the guest's lock."""
     plan = read_record(path).plan
     with guest_lock(store.locks, plan.source.domain):
+        if plan.destination.directory is not None:
+            return await libvirt_translated.recover(path, observer, use)
         run = _Run(Journal.reopen(path), Options(), observer)
         try:
             if not run.journal.record.final and use:
@@ -138,50 +123,15 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
             await run.close()
 
 
-async def _facts(domain: Any) -> Facts:
-    text = await call(domain.XMLDesc, 0)
-    root = parse(text.encode(), where="the domain's XML")
-    return Facts(
-        xml=text.encode(),
-        name=await call(domain.name),
-        uuid=await call(domain.UUIDString),
-        emulated=root.get("type") == "qemu",
-        persistent=bool(await call(domain.isPersistent)),
-        disks=any(
-            disk.get("device", "disk") in {"disk", "lun"} and disk.find("readonly") is None
-            for disk in root.iterfind("devices/disk")
-        ),
-    )
+def reached(phase: Phase, source: Copy, destination: Copy, *, kept: bool) -> Phase:
+    """How far a move has come, by what both daemons say; ``phase`` is the journal's.
 
-
-async def _check(request: Request, facts: Facts, destination: Connection) -> Preflight:
-    root = parse(facts.xml, where=f"the XML of {request.guest}")
-    shown = read_libvirt(facts.xml, name=facts.name, where=f"{request.guest} on {request.source}")
-    offered = await call(
-        destination.handle.getDomainCapabilities,
-        None, _of(root, "os/type", "arch"), None, root.get("type"), 0,
-    )  # fmt: skip
-    offer = read_libvirt(offered.encode(), name=request.destination, where=f"{request.destination}")
-    memory = root.findtext("memory") or "0"
-    evidence = GuestEvidence(
-        shown=shown,
-        vcpus=int(root.findtext("vcpu") or 1),
-        memory_mib=int(memory) >> 10,  # libvirt tells KiB
-    )
-    judged = preflight(
-        facts.name,
-        evidence,
-        request.source,
-        offer,
-        accepted=request.accepted,
-        hypervisor="tcg" if facts.emulated else "kvm",
-    )
-    return judged.replace(blocking=()) if request.force else judged
-
-
-def _of(root: etree._Element, path: str, attribute: str) -> str | None:
-    element = root.find(path)
-    return None if element is None else element.get(attribute)
+    The journal has to say ``starting`` before libvirt is told to move.  But libvirt lets the source
+    run, or leaves it as somebody has paused it (``kept``), only where the destination has not run;
+    and where that is gone, or has not loaded everything, it never will.
+    """
+    never = destination in {Copy.DEAD, Copy.PARTIAL}
+    return Phase.MOVING if never and (source is Copy.RUNNING or kept) else phase
 
 
 class _End:
@@ -226,8 +176,13 @@ class _End:
         """The state of this copy."""
         return (await self.told())[0]
 
-    def _copy(self, state: int, reason: int) -> Copy:  # noqa: ARG002 (the destination's does)
+    def _copy(self, state: int, reason: int) -> Copy:
         libvirt = binding()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in {
+            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,  # its memory has gone on ahead
+            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+        }:
+            return Copy.PARTIAL
         if state in {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED}:
             return Copy.RUNNING
         if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
@@ -267,10 +222,7 @@ class _End:
 class _Destination(_End):
     def _copy(self, state: int, reason: int) -> Copy:
         libvirt = binding()
-        if state == libvirt.VIR_DOMAIN_PAUSED and reason in {
-            libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
-            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
-        }:
+        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
             return Copy.PARTIAL
         return super()._copy(state, reason)
 
@@ -325,7 +277,7 @@ class _Run:
         self.enter(Phase.MOVING)
         options = self.options
         wishes = Wishes(
-            peer=request.peer or (request.destination if _remote(request.destination) else ""),
+            peer=request.peer or (request.destination if has_host(request.destination) else ""),
             link=request.link,
             bandwidth=options.bandwidth,
             downtime_limit_ms=options.downtime_limit_ms,
@@ -334,7 +286,7 @@ class _Run:
             copy_storage=request.copy_storage,
             tls=request.tls,
             persistent=facts.persistent,
-            quiet=facts.emulated,
+            quiet=facts.emulated if options.still is None else options.still,
         )
 
         def progress(transfer: Any) -> None:
@@ -373,13 +325,14 @@ class _Run:
         begun = time.monotonic()
         first: int | None = None
         while True:
-            state = await self.destination.state()
+            copy, _, reason = await self.destination.told()
             elapsed = time.monotonic() - begun
-            if state is Copy.HELD:
+            if copy is Copy.HELD and reason == binding().VIR_DOMAIN_PAUSED_USER:
                 return
-            if state is not Copy.RUNNING:
+            if copy is not Copy.RUNNING:
                 raise _DeadOnArrivalError(
-                    f"the guest does not live on the destination: it is {state}"
+                    f"the guest does not live on the destination: it is {copy}"
+                    f" (libvirt's reason {reason})"
                 )
             domain = await self.destination.domain()
             used = (await call(domain.info))[4] if domain is not None else 0
@@ -451,12 +404,8 @@ class _Run:
             await asyncio.sleep(POLL_S)
         libvirt = binding()
         kept = state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
-        phase = self._phase()
-        # libvirt lets the source run only where the destination has not run and never will.
-        if (source is Copy.RUNNING or kept) and destination in {Copy.DEAD, Copy.PARTIAL}:
-            phase = Phase.MOVING
         return Situation(
-            phase=phase,
+            phase=reached(self._phase(), source, destination, kept=kept),
             source=source,
             destination=destination,
             failed=failed,
@@ -529,11 +478,3 @@ class _Run:
 
 class _DeadOnArrivalError(IsthmusError):
     """The guest does not live on the destination."""
-
-
-def _remote(uri: str) -> bool:
-    """Whether the address names a host, so that another host can reach it, too."""
-    try:
-        return bool(urlsplit(uri).hostname)
-    except ValueError as error:
-        raise InputError(f"{uri}: not the address of a host", remedy=str(error)) from error

@@ -97,6 +97,14 @@ def platform_of(source: str, destination: str) -> str:
     return names[source]
 
 
+def has_host(uri: str) -> bool:
+    """Whether the address names a host, so that other hosts can reach it by it, too."""
+    try:
+        return bool(urlsplit(uri).hostname)
+    except ValueError:
+        return False
+
+
 def load(platform: str) -> Platform:
     """The module of a platform of :data:`PLATFORMS`."""
     try:

@@ -10,15 +10,24 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from isthmus.errors import HypervisorError, IsthmusError
-from isthmus.hypervisor.qemu import stream
+from isthmus.hypervisor.qemu import process, stream
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
 from isthmus.migration.decision import Copy
-from isthmus.migration.record import Side
+from isthmus.migration.record import Plan, Side
 from isthmus.translate.service import TranslatorClient
 
 _RUNNING = frozenset({"running", "debug"})  # "debug": in a trap of the translator
 _PARTIAL = frozenset({"inmigrate", "internal-error"})
+
+
+def copy_of(state: str) -> Copy:
+    """What a copy of the guest does, by its QEMU's run state."""
+    if state in _RUNNING:
+        return Copy.RUNNING
+    return Copy.PARTIAL if state in _PARTIAL else Copy.HELD
 
 
 class _End:
@@ -68,9 +77,7 @@ class _End:
             state = await self.monitor.status()
         except MonitorGoneError:
             return await self._silent()
-        if state in _RUNNING:
-            return Copy.RUNNING
-        return Copy.PARTIAL if state in _PARTIAL else Copy.HELD
+        return copy_of(state)
 
     async def _silent(self) -> Copy:
         """The state of a copy that does not answer."""
@@ -198,6 +205,20 @@ class Destination(_End):
         """
         if self.owned:
             await super().destroy()
+
+    async def launch(self, plan: Plan, *, lives_with_parent: bool) -> Side:
+        """Start what receives the guest, where it does not wait already; returns the side.
+
+        :raises HypervisorError: it does not start.
+        """
+        if plan.spec is None:
+            return self.side
+        assert self.side.directory is not None
+        launched = await process.start(
+            plan.spec, self.side.directory, incoming=True, lives_with_parent=lives_with_parent
+        )
+        self.side = msgspec.structs.replace(self.side, identity=launched.identity)
+        return self.side
 
     async def attach(self) -> None:
         """Connect to a QEMU that waits for a guest.

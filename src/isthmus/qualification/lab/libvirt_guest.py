@@ -108,6 +108,8 @@ async def start(
         console=folder / f"{name}.console",
         payload=folder / f"{name}.payload",
     )
+    for report in (domain.console, domain.payload):
+        report.unlink(missing_ok=True)
     cpu = HOST_MODEL
     if level_with:
         pool = level([await offer(one) for one in level_with])

@@ -63,6 +63,8 @@ auth_unix_ro = "none"
 unix_sock_rw_perms = "0700"
 host_uuid = "{uuid}"
 log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+keepalive_interval = 1
+keepalive_count = 5
 """
 """Nobody but root reaches either socket: the TCP one is in a namespace without another way in."""
 
@@ -78,7 +80,7 @@ stdio_handler = "file"
 keepalive_interval = 1
 keepalive_count = 5
 """
-"""``keepalive``: a source notices within six seconds that the destination cannot be reached."""
+"""``keepalive``: either notices within six seconds that it cannot reach the other any more."""
 
 _INSIDE = """\
 set -e
@@ -87,12 +89,16 @@ for pair in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt cache:/var/ca
     log:/var/log/libvirt; do
     mount --bind "$2/${pair%%:*}" "${pair#*:}"
 done
+mkdir -p /run/libvirt/qemu
+mount -t tmpfs status /run/libvirt/qemu
 mount --bind "$2/etc/hosts" /etc/hosts
 ip link set lo up
 : >"$2/inside"
 while :; do sleep 3600 & wait; done
 """
-"""Runs as the first process of the PID namespace: $1 is the host's name, $2 its folder."""
+"""Runs as the first process of the PID namespace: $1 is the host's name, $2 its folder.
+
+``/run`` is in memory on a real host: a daemon writes a guest's status there at every event."""
 
 _EMULATOR = """\
 #!/bin/sh

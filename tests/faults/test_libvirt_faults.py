@@ -1,0 +1,240 @@
+"""Moves between real libvirt daemons, with something breaking in the middle.
+
+After each fault exactly one copy of the guest is left, and the record tells what happened.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from isthmus.errors import HypervisorError, IsthmusError, RolledBackError
+from isthmus.hypervisor.libvirt.connection import binding, call, session
+from isthmus.migration import hosts as recovery
+from isthmus.migration.engine import Options, Progress
+from isthmus.migration.phases import Phase
+from isthmus.migration.record import MigrationRecord, records
+from isthmus.places import cache_folder
+from libvirt_world import PATIENCE_S, World, guest_of_a_test, hosts_of_a_module
+
+pytestmark = pytest.mark.lab
+
+SLOWLY = Options(bandwidth=8 << 20)
+"""Some ten seconds for the guest's memory: time for something to break."""
+
+Fault = Callable[[], Awaitable[object]]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[World]:
+    with hosts_of_a_module() as world:
+        yield world
+
+
+@pytest.fixture
+async def world(hosts: World) -> AsyncIterator[World]:
+    async with guest_of_a_test(hosts) as world:
+        yield world
+
+
+async def moved_while(
+    world: World, fault: Fault, options: Options = SLOWLY
+) -> MigrationRecord | IsthmusError:
+    """Move from amd to intel; once memory flows, ``fault`` happens.  What became of the move."""
+    flows = asyncio.Event()
+
+    def observe(progress: Progress) -> None:
+        if progress.transfer is not None and progress.transfer.transferred > 4 << 20:
+            flows.set()
+
+    async def happen() -> None:
+        await flows.wait()
+        await fault()
+
+    breaking = asyncio.create_task(happen())
+    try:
+        outcome: MigrationRecord | IsthmusError = await world.move(
+            "amd", "intel", observe, options=options
+        )
+    except IsthmusError as error:
+        outcome = error
+    async with asyncio.timeout(PATIENCE_S):
+        await breaking
+    return outcome
+
+
+def record(world: World) -> MigrationRecord:
+    """The latest record."""
+    return records(world.store.journals)[-1][1]
+
+
+async def test_the_destinations_daemon_is_killed(world: World) -> None:
+    await world.born()
+    intel = world.hosts["intel"]
+
+    async def fault() -> None:
+        await asyncio.to_thread(intel.kill_daemon)
+        await asyncio.sleep(1)
+        await asyncio.to_thread(intel.start_daemon)
+
+    outcome = await moved_while(world, fault)
+    assert isinstance(outcome, RolledBackError), outcome
+    await world.one_runs("amd")
+    assert record(world).phase is Phase.ROLLED_BACK
+    assert record(world).error
+
+
+async def test_the_mover_is_killed_and_the_move_is_brought_to_its_end(world: World) -> None:
+    await world.born()
+    amd, intel = world.hosts["amd"], world.hosts["intel"]
+    mover = subprocess.Popen(
+        [
+            sys.executable, "-c", "from isthmus.cli.main import main; main()",
+            "migrate", "g", "--from", amd.uri, "--to", intel.uri, "--peer", intel.peer_uri,
+            "--bandwidth", "8",
+        ],
+        env=os.environ
+        | {
+            "ISTHMUS_STATE": str(world.folder / "state"),
+            "ISTHMUS_RUN": str(world.folder / "run"),
+            "ISTHMUS_CACHE": str(cache_folder()),
+        },
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert mover.stderr is not None
+    while (line := await asyncio.to_thread(mover.stderr.readline)) and b"MiB sent" not in line:
+        pass
+    mover.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(mover.wait)
+    mover.stderr.close()
+    (path,) = recovery.unfinished(world.store)
+    assert record(world).phase is Phase.STARTING
+    done = await recovery.recover(world.store, path)
+    # Peer to peer the daemons go on without us.
+    assert done.final
+    (host,) = await world.running()
+    assert done.phase is (Phase.COMMITTED if host == "intel" else Phase.ROLLED_BACK)
+    await world.one_runs(host)
+
+
+@pytest.mark.slow
+async def test_the_link_between_the_hosts_is_cut(world: World) -> None:
+    await world.born()
+
+    async def fault() -> None:
+        await asyncio.to_thread(world.hosts["amd"].link, up=False)
+
+    outcome = await moved_while(world, fault)
+    assert isinstance(outcome, RolledBackError), outcome
+    await world.one_runs("amd")
+    assert record(world).phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.slow
+async def test_a_slow_and_lossy_link_is_survived(world: World) -> None:
+    await world.born()
+    amd = world.hosts["amd"]
+    try:
+        amd.run("tc", "qdisc", "add", "dev", "lan0", "root", "netem", "delay", "10ms", "loss", "1%")
+    except HypervisorError as error:
+        pytest.skip(f"no netem here: {error}")
+    try:
+        done = await world.move("amd", "intel")
+    finally:
+        amd.run("tc", "qdisc", "del", "dev", "lan0", "root", check=False)
+    assert done.phase is Phase.COMMITTED
+    await world.one_runs("intel")
+
+
+@pytest.mark.slow
+async def test_the_sources_daemon_is_restarted(world: World) -> None:
+    await world.born()
+    amd = world.hosts["amd"]
+
+    async def fault() -> None:
+        await asyncio.to_thread(amd.kill_daemon)
+        await asyncio.sleep(1)
+        await asyncio.to_thread(amd.start_daemon)
+
+    outcome = await moved_while(world, fault)
+    assert isinstance(outcome, RolledBackError | MigrationRecord), outcome
+    (host,) = await world.running()
+    await world.one_runs(host)
+    assert record(world).final
+    assert record(world).phase is (Phase.COMMITTED if host == "intel" else Phase.ROLLED_BACK)
+
+
+@pytest.mark.slow
+async def test_the_destinations_disk_is_full(world: World) -> None:
+    await world.born()
+    intel = world.hosts["intel"]
+    full = "/var/lib/libvirt/qemu"
+    intel.run("mount", "-t", "tmpfs", "-o", "size=4k", "full", full)
+    try:
+        intel.run("sh", "-c", f"dd if=/dev/zero of={full}/x bs=4k count=2 2>/dev/null; :")
+        with pytest.raises(RolledBackError):
+            await world.move("amd", "intel")
+    finally:
+        intel.run("umount", full)
+    await world.one_runs("amd")
+    assert record(world).phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.slow
+async def test_the_guest_is_paused_in_mid_move(world: World) -> None:
+    libvirt = binding()
+    await world.born()
+    outcome = await moved_while(world, lambda: order(world, "amd", "suspend"))
+    assert isinstance(outcome, RolledBackError | MigrationRecord), outcome
+    assert record(world).final
+    states = {name: await world.state(name) for name in world.hosts}
+    (host,) = [name for name, state in states.items() if state is not None]
+    if states[host] == libvirt.VIR_DOMAIN_PAUSED:
+        await order(world, host, "resume")
+    await world.one_runs(host)
+
+
+@pytest.mark.slow
+async def test_the_guest_is_ended_in_mid_move(world: World) -> None:
+    await world.born(persistent=True)
+    outcome = await moved_while(world, lambda: order(world, "amd", "destroy"))
+    assert isinstance(outcome, IsthmusError), outcome
+    await until_nobody_runs(world)
+    assert record(world).phase is Phase.ROLLED_BACK
+    assert "the guest" in record(world).error
+
+
+@pytest.mark.slow
+async def test_no_space_for_the_record_leaves_all_as_it_is(world: World, tmp_path: Path) -> None:
+    await world.born()
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "small", str(small)], check=True)
+    try:
+        journals, world.store.journals = world.store.journals, small
+        with pytest.raises(IsthmusError, match="nothing was moved"):
+            await world.move("amd", "intel")
+    finally:
+        world.store.journals = journals
+        subprocess.run(["umount", str(small)], check=True)
+    await world.one_runs("amd")
+
+
+async def order(world: World, host: str, what: str) -> None:
+    """Do to the guest on ``host`` what somebody with virsh would."""
+    async with session(world.hosts[host].uri) as connection:
+        with contextlib.suppress(HypervisorError):
+            await call(getattr(await connection.domain(world.identity), what))
+
+
+async def until_nobody_runs(world: World) -> None:
+    """No copy runs, on neither host, and none comes back."""
+    async with asyncio.timeout(PATIENCE_S):
+        while await world.running():
+            await asyncio.sleep(0.1)

@@ -1,0 +1,77 @@
+"""Guests of real libvirt daemons move between an AMD and an Intel host, and back.
+
+One pair of hosts serves all tests of this file; each has a guest of its own.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from isthmus.errors import RefusedError, RolledBackError
+from isthmus.migration.engine import Options
+from isthmus.migration.phases import Phase
+from libvirt_world import World, guest_of_a_test, hosts_of_a_module
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[World]:
+    with hosts_of_a_module() as world:
+        yield world
+
+
+@pytest.fixture
+async def world(hosts: World) -> AsyncIterator[World]:
+    async with guest_of_a_test(hosts) as world:
+        yield world
+
+
+async def journey(world: World, trips: int) -> None:
+    """There and back so many times, peer to peer there and direct home, under the payload."""
+    await world.born()
+    for _ in range(trips):
+        record = await world.move("amd", "intel")
+        assert record.phase is Phase.COMMITTED
+        assert await world.running() == ["intel"]
+        record = await world.move("intel", "amd", peer="")
+        assert record.phase is Phase.COMMITTED
+        assert record.figures is not None
+        assert record.figures.moved_bytes > 1 << 20
+    await world.one_runs("amd")
+
+
+async def test_a_levelled_guest_goes_there_and_back(world: World) -> None:
+    await journey(world, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_a_levelled_guest_goes_there_and_back_twenty_times(world: World) -> None:
+    await journey(world, 20)
+
+
+async def test_an_unlevelled_guest_is_refused_and_by_force_stays_at_home(world: World) -> None:
+    await world.born(levelled=False)
+    bare = Options(translate=False)
+    with pytest.raises(RefusedError, match="sse4a"):
+        await world.move("amd", "intel", options=bare)
+    assert await world.running() == ["amd"]
+    with pytest.raises(RolledBackError, match=r"missing features: .*sse4a"):
+        await world.move("amd", "intel", options=bare, force=True)
+    await world.one_runs("amd")
+
+
+async def test_an_unlevelled_guest_lives_translated_and_comes_home(world: World) -> None:
+    await world.born(levelled=False)
+    record = await world.move("amd", "intel")
+    assert record.phase is Phase.COMMITTED
+    assert record.plan.translation is not None
+    assert "sse4a" in record.plan.translation.features
+    assert await world.running() == ["intel"]
+    await world.ticks(3)
+    record = await world.move("intel", "amd")
+    assert record.plan.translation is None
+    assert await world.running() == ["amd"]
+    await world.ticks(3)
+    assert not [fault for fault in world.verdict().faults if fault.kind != "cpuid"]

@@ -1,0 +1,77 @@
+"""How a libvirt move that did not go to its end is settled, for all that both daemons can say."""
+
+import itertools
+
+import pytest
+
+from isthmus.migration.decision import Action, Copy, Situation, decide
+from isthmus.migration.libvirt import reached
+from isthmus.migration.phases import Phase
+
+
+def settled(
+    source: Copy,
+    destination: Copy,
+    *,
+    phase: Phase = Phase.STARTING,
+    kept: bool = False,
+    traceless: bool = False,
+) -> Action:
+    """What is decided of a move that libvirt was told to make."""
+    return decide(
+        Situation(
+            phase=reached(phase, source, destination, kept=kept),
+            source=source,
+            destination=destination,
+            traceless=traceless,
+        )
+    ).action
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "action"),
+    [
+        # The destination ended, or never loaded it all: the guest has never left.
+        (Copy.RUNNING, Copy.DEAD, Action.ROLL_BACK),
+        (Copy.RUNNING, Copy.PARTIAL, Action.ROLL_BACK),
+        # libvirt has finished without us.
+        (Copy.DEAD, Copy.RUNNING, Action.FINISH),
+        # Its last step was lost: the source was not destroyed.
+        (Copy.HELD, Copy.RUNNING, Action.FINISH),
+        (Copy.DEAD, Copy.HELD, Action.FINISH),
+        # Nobody can tell.
+        (Copy.RUNNING, Copy.UNREACHABLE, Action.HOLD),
+        (Copy.HELD, Copy.UNREACHABLE, Action.HOLD),
+        (Copy.UNREACHABLE, Copy.DEAD, Action.HOLD),
+        (Copy.RUNNING, Copy.RUNNING, Action.HOLD),
+        (Copy.DEAD, Copy.DEAD, Action.LOST),
+        # Its memory went on by postcopy, and the destination is gone.
+        (Copy.PARTIAL, Copy.DEAD, Action.LOST),
+    ],
+)
+def test_what_is_decided(source: Copy, destination: Copy, action: Action) -> None:
+    assert settled(source, destination) is action
+
+
+def test_a_guest_that_was_paused_by_somebody_goes_nowhere() -> None:
+    assert settled(Copy.HELD, Copy.DEAD, kept=True) is Action.ROLL_BACK
+
+
+def test_a_stopped_source_is_resumed_only_if_no_disk_was_written() -> None:
+    assert settled(Copy.HELD, Copy.DEAD, traceless=True) is Action.ROLL_BACK
+    assert settled(Copy.HELD, Copy.DEAD, traceless=False) is Action.HOLD
+
+
+def test_the_source_is_never_let_go_beside_a_destination_that_runs_or_may() -> None:
+    for source, destination, kept, traceless in itertools.product(
+        Copy, (Copy.RUNNING, Copy.UNREACHABLE), (True, False), (True, False)
+    ):
+        action = settled(source, destination, kept=kept, traceless=traceless)
+        assert action is not Action.ROLL_BACK
+
+
+def test_the_destination_is_never_finished_beside_a_source_that_runs_or_may() -> None:
+    for source, destination, kept in itertools.product(
+        (Copy.RUNNING, Copy.UNREACHABLE), Copy, (True, False)
+    ):
+        assert settled(source, destination, kept=kept) is not Action.FINISH
