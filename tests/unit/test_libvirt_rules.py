@@ -95,6 +95,10 @@ SPEAKS: Mapping[str, tuple[Domain, LibvirtHost, LibvirtHost, Move]] = {
         domain(), AMD, INTEL, SAFE.replace(libvirt_here=(11, 3, 0), libvirt_there=(9, 0, 0)),
     ),
     "libvirt-storage-local": (domain(devices=LOCAL), AMD, INTEL, SAFE),
+    "libvirt-storage-device": (
+        domain(devices="<disk type='block'><source dev='/dev/sdb'/><target dev='vda'/></disk>"),
+        AMD, INTEL, SAFE,
+    ),
     "libvirt-medium-local": (domain(devices=disk("/a.iso", more="<readonly/>")), AMD, INTEL, SAFE),
     "libvirt-cache-unsafe": (domain(devices=disk("/a", driver="")), AMD, INTEL, SAFE),
     "libvirt-disk-transient": (domain(devices=disk("/a", more="<transient/>")), AMD, INTEL, SAFE),
@@ -202,7 +206,9 @@ def test_what_is_not_known_is_not_taken_for_fine() -> None:
     assert not found["libvirt-host-passthrough"].sure
     assert found["libvirt-machine-missing"].severity is Severity.WARN
     assert not found["libvirt-storage-local"].sure
-    assert found["libvirt-storage-local"].severity is Severity.REFUSE
+    assert found["libvirt-storage-local"].severity is Severity.WARN, "libvirt looks itself"
+    device = spoken(SPEAKS["libvirt-storage-device"])["libvirt-storage-device"]
+    assert device.severity is Severity.REFUSE and not device.sure, "libvirt does not look"
 
 
 @pytest.mark.parametrize(
