@@ -4,7 +4,7 @@ from typing import Any
 
 from isthmus.cpu.model import CpuModel
 from isthmus.errors import InputError
-from isthmus.hypervisor.libvirt.connection import Connection, LibvirtError, call
+from isthmus.hypervisor.libvirt.connection import Connection, DaemonGoneError, LibvirtError, call
 from isthmus.hypervisor.libvirt.host import LibvirtHost, read_host_documents
 from isthmus.hypervisor.libvirt.relations import Move
 
@@ -18,9 +18,9 @@ async def host_at(connection: Connection, *, kind: str, arch: str, name: str) ->
     capabilities = await call(handle.getCapabilities)
     try:
         shown = await call(handle.getDomainCapabilities, None, arch or None, None, kind or None, 0)
-    except LibvirtError as error:
-        if error.code == 0:
-            raise
+    except DaemonGoneError:
+        raise
+    except LibvirtError as error:  # a driver that has none
         host = read_host_documents(capabilities.encode(), None, name=name)
         return host.replace(unknown=(*host.unknown, error.message))
     return read_host_documents(capabilities.encode(), shown.encode(), name=name)
