@@ -29,6 +29,10 @@ auth_unix_ro = "none"
 host_uuid = "6f6f6f6f-0000-4000-8000-000000000001"
 """
 
+# The first process of the namespace inherits QEMUs that libvirt has let go of, and must collect
+# them: libvirtd itself does not, and then waits 40 s for each to disappear.
+_INIT = '{ "$@" & while :; do sleep 1 & wait $!; done; }'
+
 
 def available(libvirtd: str = "libvirtd") -> bool:
     """Whether one can be started here: that takes root and the daemon."""
@@ -59,7 +63,7 @@ def private_libvirtd(command: Sequence[str] = ("libvirtd",)) -> Iterator[tuple[s
         daemon = subprocess.Popen(
             [
                 "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
-                "--kill-child=KILL", "--mount-proc", "sh", "-c", f'{mounts} && exec "$@"', "sh",
+                "--kill-child=KILL", "--mount-proc", "sh", "-c", f"{mounts} && {_INIT}", "sh",
                 *command,
             ],
             stdout=(folder / "daemon.log").open("wb"), stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 from lab_guests import hosts_of_a_test, ticks
 
 from isthmus.baseline.level import level
+from isthmus.hypervisor.qemu.binary import find_qemu
+from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.monitor import Monitor
+from isthmus.hypervisor.qemu.process import start_bare
 from isthmus.migration.hosts import Hosts, Machine
-from isthmus.migration.vigil import read_watch
-from isthmus.migration.watching import Outlook
+from isthmus.migration.vigil import MonitorEyes, read_watch
+from isthmus.migration.watching import Memory, Outlook, step
 from isthmus.places import cache_folder
 from isthmus.qualification.lab.image import build_image, command_line
 
@@ -92,3 +96,21 @@ async def test_a_guest_that_lives_and_one_that_dies_late(world: World) -> None:
     assert "NMI" in record.reason
     assert any("Kernel panic" in line for line in record.console)
     assert record.advice
+
+
+async def test_a_qemu_known_by_its_socket_is_watched_to_its_end() -> None:
+    with tempfile.TemporaryDirectory(prefix="il-") as name:
+        qemu = await start_bare(find_qemu(), Accelerator.TCG, Path(name))
+        try:
+            async with MonitorEyes(qemu.qmp) as eyes:
+                sample, events = await eyes.look()
+                assert sample.state == "prelaunch" and len(sample.vcpus) == 1 and not events
+                async with asyncio.timeout(PATIENCE_S):
+                    verdict = step(Memory(), sample)[1]
+                    assert verdict.outlook is Outlook.HELD
+                    qemu.identity.kill()
+                    while not verdict.final:
+                        verdict = step(Memory(), *await eyes.look())[1]
+                assert verdict.outlook is Outlook.DIED, "nobody has told it to go"
+        finally:
+            await asyncio.to_thread(qemu.kill)

@@ -1,7 +1,7 @@
 """The two preflights of a domain become one verdict; what a guest was shown is found or not."""
 
 import pytest
-from test_libvirt_rules import AMD, INTEL, LOCAL, SAFE, cpu, domain
+from test_libvirt_rules import AMD, INTEL, SAFE, cpu, domain
 
 from isthmus.cpu.named import qemu_models
 from isthmus.divergence.evidence import GuestEvidence, require_known_facts
@@ -11,6 +11,7 @@ from isthmus.hypervisor.libvirt.host import LibvirtHost
 from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
 from isthmus.migration.preflight import Preflight, preflight
 
+BLOCK = "<disk type='block'><source dev='/dev/sdb'/><target dev='vda'/></disk>"
 EPYC = qemu_models()["EPYC"]
 
 
@@ -23,12 +24,12 @@ def judged(
 
 
 def test_a_rule_of_libvirts_blocks_until_it_is_accepted_by_name() -> None:
-    stuck = judged(domain(devices=LOCAL))
-    assert [finding.rule for finding in stuck.blocking] == ["libvirt-storage-local"]
-    with pytest.raises(Exception, match="accept-risk libvirt-storage-local"):
+    stuck = judged(domain(devices=BLOCK))
+    assert [finding.rule for finding in stuck.blocking] == ["libvirt-storage-device"]
+    with pytest.raises(Exception, match="accept-risk libvirt-storage-device"):
         stuck.require()
-    assert not judged(domain(devices=LOCAL), accepted=("libvirt-storage-local:vda",)).blocking
-    assert judged(domain(devices=LOCAL), accepted=("libvirt-storage-local:vdb",)).blocking
+    assert not judged(domain(devices=BLOCK), accepted=("libvirt-storage-device:vda",)).blocking
+    assert judged(domain(devices=BLOCK), accepted=("libvirt-storage-device:vdb",)).blocking
 
 
 def test_host_model_is_told_of_from_the_definition_of_a_running_guest() -> None:

@@ -160,6 +160,18 @@ def test_any_order_and_layout(parts: list[str], space: str) -> None:
     etree.fromstring(after)
 
 
+@given(st.integers(0, len(HEAD + CPUS[3] + TAIL)), st.text("<>/&'\"cpu! -\x00é", max_size=6),
+       st.integers(0, 60))  # fmt: skip
+def test_broken_xml_is_refused_in_a_line_or_levelled_right(at: int, junk: str, less: int) -> None:
+    whole = HEAD + CPUS[3] + TAIL
+    try:
+        change = relevel(whole[:at] + junk + whole[at + less :], AMD_ONLY, where="broken")
+    except InputError as error:
+        assert error.remedy and "\n" not in str(error)
+    else:
+        assert read_domain(change.after.encode(), where="x").cpu.mode == "custom"
+
+
 class Stub:
     """A libvirt that keeps one definition, and may be an old one that drops what it likes."""
 

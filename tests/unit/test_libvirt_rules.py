@@ -11,6 +11,7 @@ from isthmus.cpu.named import qemu_models
 from isthmus.divergence.finding import Finding, Severity
 from isthmus.hypervisor.libvirt.domain import Domain, read_domain
 from isthmus.hypervisor.libvirt.host import LibvirtHost
+from isthmus.hypervisor.libvirt.page import page
 from isthmus.hypervisor.libvirt.relations import RELATIONS, Move
 from isthmus.hypervisor.libvirt.rules import domain_findings, rules
 
@@ -94,6 +95,10 @@ SPEAKS: Mapping[str, tuple[Domain, LibvirtHost, LibvirtHost, Move]] = {
         domain(), AMD, INTEL, SAFE.replace(libvirt_here=(11, 3, 0), libvirt_there=(9, 0, 0)),
     ),
     "libvirt-storage-local": (domain(devices=LOCAL), AMD, INTEL, SAFE),
+    "libvirt-storage-device": (
+        domain(devices="<disk type='block'><source dev='/dev/sdb'/><target dev='vda'/></disk>"),
+        AMD, INTEL, SAFE,
+    ),
     "libvirt-medium-local": (domain(devices=disk("/a.iso", more="<readonly/>")), AMD, INTEL, SAFE),
     "libvirt-cache-unsafe": (domain(devices=disk("/a", driver="")), AMD, INTEL, SAFE),
     "libvirt-disk-transient": (domain(devices=disk("/a", more="<transient/>")), AMD, INTEL, SAFE),
@@ -187,6 +192,13 @@ def test_every_rule_has_its_case_and_every_relation_its_rule() -> None:
     assert len({rule.id for rule in rules()}) == len(rules())
 
 
+def test_the_page_is_current() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "libvirt-rules.md"
+    assert committed.read_text(encoding="utf-8") == page(), (
+        "write it anew: python -m isthmus.hypervisor.libvirt.page docs/libvirt-rules.md"
+    )
+
+
 def test_what_is_not_known_is_not_taken_for_fine() -> None:
     dark = LibvirtHost(name="dark")
     found = spoken((domain(cpu=cpu("host-passthrough"), devices=LOCAL), AMD, dark, SAFE))
@@ -194,7 +206,9 @@ def test_what_is_not_known_is_not_taken_for_fine() -> None:
     assert not found["libvirt-host-passthrough"].sure
     assert found["libvirt-machine-missing"].severity is Severity.WARN
     assert not found["libvirt-storage-local"].sure
-    assert found["libvirt-storage-local"].severity is Severity.REFUSE
+    assert found["libvirt-storage-local"].severity is Severity.WARN, "libvirt looks itself"
+    device = spoken(SPEAKS["libvirt-storage-device"])["libvirt-storage-device"]
+    assert device.severity is Severity.REFUSE and not device.sure, "libvirt does not look"
 
 
 @pytest.mark.parametrize(

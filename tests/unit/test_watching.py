@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isthmus.cli.status import status
 from isthmus.cli.watching import Duration, stay
 from isthmus.cpu.named import qemu_models
 from isthmus.divergence.evidence import GuestEvidence
@@ -297,6 +299,19 @@ async def test_a_death_ends_the_command_and_is_on_disk(
     stored = read_watch(tmp_path / "migrations" / "20261126-0000.watch.json")
     assert printed["outlook"] == stored.outlook == Outlook.DIED
     assert stored.console
+
+
+def test_status_tells_of_deaths_under_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTHMUS_STATE", str(tmp_path))
+    monkeypatch.setenv("ISTHMUS_RUN", str(tmp_path / "run"))
+    record, _ = phenom_dies_on_nehalem()
+    write_watch(tmp_path / "migrations" / "1.watch.json", record)
+    write_watch(tmp_path / "migrations" / "2.watch.json", BEGUN)
+    (tmp_path / "migrations" / "3.watch.json").write_text("{")
+    told = CliRunner().invoke(status, ["--no-recover"]).stdout
+    assert told.count("under watch") == 1 and "Kernel panic" in told
 
 
 def test_a_record_is_written_whole(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ def applied(
 
 def _tell(outcome: Any, dry_run: bool) -> None:
     if outcome.problem:
-        click.echo(f"isthmus: {outcome.domain}: {outcome.problem}", err=True)
+        named = outcome.problem.startswith(f"{outcome.domain}:")
+        who = "" if named else f"{outcome.domain}: "
+        click.echo(f"isthmus: {who}{outcome.problem}", err=True)
         return
     if not outcome.difference:
         click.echo(f"{outcome.domain}: the level is in it already")

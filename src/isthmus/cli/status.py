@@ -23,6 +23,7 @@ def status(no_recover: bool, as_json: bool) -> None:
 async def _status(*, recover_them: bool, as_json: bool) -> None:
     from isthmus.migration.hosts import recover, revive_translators, unfinished
     from isthmus.migration.record import records
+    from isthmus.migration.vigil import watches
     from isthmus.values import to_json
 
     store = lab.store()
@@ -35,6 +36,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
     revived = await revive_translators(store) if recover_them else []
     guests = [store.read(name) for name in store.names()]
     moves = [record for _, record in records(store.journals)]
+    watched = watches(store.journals)
     if as_json:
         click.echo(
             to_json(
@@ -50,6 +52,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
                         for g in guests
                     ],
                     "migrations": moves,
+                    "watches": watched,
                     "problems": problems,
                     "translators_revived": revived,
                 }
@@ -64,6 +67,12 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
         plan = record.plan
         why = f" ({record.error})" if record.error else ""
         click.echo(f"migration {plan.id} of {plan.guest}: {record.phase}{why}")
+    for one in watched:
+        if one.died:
+            click.echo(
+                f"migration {one.migration} of {one.guest}: {one.outlook} under watch after"
+                f" {one.watched_s:.0f} s: {one.reason}"
+            )
     for name in revived:
         click.echo(f"guest {name}: its translator had died and was started again")
     for name, problem in problems.items():

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isthmus.cpu.model import CpuModel
-from isthmus.divergence.finding import Finding
 from isthmus.errors import InputError, IsthmusError
-from isthmus.migration.death_notice import WatchRecord, describe
-from isthmus.migration.preflight import Preflight
-from isthmus.migration.vigil import SAMPLE_S, Eyes, keep_watch, watch_path, write_watch
-from isthmus.migration.watching import Verdict
-from isthmus.places import state_folder
-from isthmus.values import to_json
 
 if TYPE_CHECKING:
+    from isthmus.cpu.model import CpuModel
+    from isthmus.divergence.finding import Finding
+    from isthmus.migration.death_notice import WatchRecord
     from isthmus.migration.platforms import Request
+    from isthmus.migration.preflight import Preflight
+    from isthmus.migration.vigil import Eyes
     from isthmus.migration.vigil_libvirt import DomainEyes
+    from isthmus.migration.watching import Verdict
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _SPOKEN_S = 60.0
@@ -55,24 +53,30 @@ def watch_option(command: Any) -> Any:
 
 
 async def stay(
-    eyes: Eyes,
-    record: WatchRecord,
+    eyes: "Eyes",
+    record: "WatchRecord",
     *,
     seconds: float,
     as_json: bool,
-    findings: Sequence[Finding] = (),
-    shown: CpuModel | None = None,
-    offer: CpuModel | None = None,
+    findings: "Sequence[Finding]" = (),
+    shown: "CpuModel | None" = None,
+    offer: "CpuModel | None" = None,
     level_command: str = "",
-    sample_s: float = SAMPLE_S,
+    sample_s: float | None = None,
 ) -> None:
     """Watch, show, write the record down.
 
     :raises IsthmusError: the guest died.
     """
+    from isthmus.migration.death_notice import describe
+    from isthmus.migration.vigil import SAMPLE_S, keep_watch, watch_path, write_watch
+    from isthmus.migration.watching import Verdict
+    from isthmus.places import state_folder
+    from isthmus.values import to_json
+
     last: list[Any] = [0.0, Verdict(outlook=record.outlook)]
 
-    def tell(verdict: Verdict, elapsed: float) -> None:
+    def tell(verdict: "Verdict", elapsed: float) -> None:
         changed = (verdict.outlook, verdict.warnings) != (last[1].outlook, last[1].warnings)
         if as_json or not (changed or elapsed - last[0] >= _SPOKEN_S):
             return
@@ -85,7 +89,9 @@ async def stay(
 
     if not as_json:
         click.echo(f"  watching for {_minutes(seconds)} (Ctrl-C leaves the guest alone)", err=True)
-    ended, death = await keep_watch(eyes, record, seconds=seconds, tell=tell, sample_s=sample_s)
+    ended, death = await keep_watch(
+        eyes, record, seconds=seconds, tell=tell, sample_s=sample_s or SAMPLE_S
+    )
     ended = describe(
         ended, death=death, findings=findings, shown=shown, offer=offer,
         level_command=level_command,
@@ -106,7 +112,7 @@ async def stay(
 
 async def stay_at(
     request: "Request",
-    verdict: Preflight,
+    verdict: "Preflight",
     migration: str,
     seconds: float | None,
     sync_clock: bool,
@@ -118,6 +124,7 @@ async def stay_at(
     :raises IsthmusError: the guest died.
     """
     from isthmus.hypervisor.libvirt.virsh import Virsh
+    from isthmus.migration.death_notice import WatchRecord
     from isthmus.migration.platforms import platform_of
     from isthmus.migration.vigil_libvirt import LOOK_S, DomainEyes
 
@@ -148,7 +155,7 @@ async def _set_clock(eyes: "DomainEyes", guest: str) -> None:
         click.echo(f"  {guest}: its agent has set its clock", err=True)
 
 
-def _show(record: WatchRecord) -> None:
+def _show(record: "WatchRecord") -> None:
     if not record.died:
         why = f": {record.reason}" if record.reason else ""
         click.echo(f"{record.guest} {record.outlook} after {_minutes(record.watched_s)}{why}")

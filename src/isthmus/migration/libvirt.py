@@ -68,14 +68,14 @@ async def check(request: Request) -> Preflight:
     """All checks of the move; takes no step."""
     async with session(request.source) as source, session(request.destination) as destination:
         facts = await read_facts(await source.domain(request.guest))
-        return await judge(request, facts, destination)
+        return await judge(request, facts, source, destination)
 
 
 async def move(request: Request, store: GuestStore, observer: Observer) -> MigrationRecord:
     """Move the guest; see :class:`isthmus.migration.platforms.Platform`."""
     async with session(request.source) as source, session(request.destination) as destination:
         facts = await read_facts(await source.domain(request.guest))
-        verdict = await judge(request, facts, destination)
+        verdict = await judge(request, facts, source, destination)
     verdict.require()
     with guest_lock(store.locks, facts.uuid):
         for path, record in records(store.journals):

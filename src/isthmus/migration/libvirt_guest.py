@@ -3,14 +3,16 @@
 from typing import Any
 
 import msgspec
-from lxml import etree
 
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.readers.libvirt_cpu import read_libvirt
 from isthmus.cpu.readers.xml import parse
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.hypervisor.libvirt.connection import Connection, binding, call
+from isthmus.hypervisor.libvirt.domain import read_domain
 from isthmus.hypervisor.libvirt.incoming import Hop, hop_of
+from isthmus.migration.libvirt_documents import host_at, move_between, offer_of
+from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
 from isthmus.migration.platforms import Request, has_host
 from isthmus.migration.preflight import Preflight, preflight
 from isthmus.translate.placement import Service, service
@@ -46,7 +48,7 @@ class Facts(Value, frozen=True):
 async def read_facts(domain: Any) -> Facts:
     """Read a running domain.
 
-    :raises InputError: its XML has no CPU model.
+    :raises InputError: neither its XML nor its host tells what CPU it was shown.
     """
     libvirt = binding()
     name = await call(domain.name)
@@ -69,11 +71,21 @@ async def read_facts(domain: Any) -> Facts:
             disk.get("device", "disk") in {"disk", "lun"} and disk.find("readonly") is None
             for disk in root.iterfind("devices/disk")
         ),
-        shown=read_libvirt(hop.born if hop is not None else xml, name=name, where=name),
+        shown=await _shown(domain, hop.born if hop is not None else xml, name),
         vcpus=int(root.findtext("vcpu") or 1),
         memory_mib=int(root.findtext("memory") or 0) >> 10,  # libvirt tells KiB
         hop=hop,
     )
+
+
+async def _shown(domain: Any, xml: bytes, name: str) -> CpuModel:
+    """The CPU that the guest was shown when it booted; with the host's own, the host is asked."""
+    asked = read_domain(xml, where=name)
+    if asked.cpu.model:
+        return read_libvirt(xml, name=name, where=name)
+    here = Connection("", await call(domain.connect))
+    host = await host_at(here, kind=asked.kind, arch=asked.arch, name=name)
+    return shown_cpu(xml, host, where=name)
 
 
 def served(request: Request, facts: Facts) -> Service:
@@ -86,25 +98,39 @@ def served(request: Request, facts: Facts) -> Service:
     )
 
 
-async def judge(request: Request, facts: Facts, destination: Connection) -> Preflight:
+async def judge(
+    request: Request, facts: Facts, source: Connection, destination: Connection
+) -> Preflight:
     """All checks of the move; takes no step."""
-    root = parse(facts.xml, where=f"the XML of {facts.name}")
-    offered = await call(
-        destination.handle.getDomainCapabilities,
-        None, _attribute(root, "os/type", "arch"), None, root.get("type"), 0,
-    )  # fmt: skip
+    running = read_domain(facts.xml, where=facts.name)
+    defined = read_domain(facts.definition, where=facts.name) if facts.definition else None
+    kind, arch = running.kind, running.arch
+    here = await host_at(source, kind=kind, arch=arch, name=request.source)
+    there = await host_at(destination, kind=kind, arch=arch, name=request.destination)
+    move = await move_between(
+        source,
+        destination,
+        await source.domain(facts.uuid),
+        copies_all=request.copy_storage,
+        tls=request.tls,
+    )
     judged = preflight(
         facts.name,
-        GuestEvidence(shown=facts.shown, vcpus=facts.vcpus, memory_mib=facts.memory_mib),
+        GuestEvidence(
+            shown=facts.shown,
+            vcpus=facts.vcpus,
+            memory_mib=facts.memory_mib,
+            facts=guest_facts(running),
+        ),
         request.source,
-        read_libvirt(offered.encode(), name=request.destination, where=request.destination),
+        offer_of(there),
         translatable=served(request, facts).covered,
         accepted=request.accepted,
         hypervisor="tcg" if facts.emulated else "kvm",
     )
+    # A guest that we have moved by hand has arguments of ours, and a CPU that is not its own.
+    if facts.hop is None:
+        judged = with_domain_rules(
+            judged, running, defined, here, there, move, accepted=request.accepted
+        )
     return msgspec.structs.replace(judged, blocking=()) if request.force else judged
-
-
-def _attribute(root: etree._Element, path: str, attribute: str) -> str | None:
-    element = root.find(path)
-    return None if element is None else element.get(attribute)

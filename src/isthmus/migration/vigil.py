@@ -28,6 +28,7 @@ from isthmus.migration.watching import (
     Verdict,
     step,
 )
+from isthmus.translate.outside import TranslatorStatus
 from isthmus.values import read_value, to_json
 
 SAMPLE_S = 2.0
@@ -136,11 +137,7 @@ class GuestEyes:
             return sample
         if status is None:
             return sample.replace(translator_gone=True)
-        return sample.replace(
-            translated=sum(status.translated.values()),
-            untranslated={**status.refused, **status.lacking},
-            translator_warning=report.warning or report.problem,
-        )
+        return counted(sample, status, report.warning or report.problem)
 
     def console(self) -> bytes:
         """What it printed on its serial console in this process."""
@@ -230,6 +227,15 @@ def console_sample(sample: Sample, console: bytes) -> Sample:
     return sample.replace(farewell=gone, death=death.headline)
 
 
+def counted(sample: Sample, status: TranslatorStatus, warning: str) -> Sample:
+    """The look with what the guest's translator counts."""
+    return sample.replace(
+        translated=sum(status.translated.values()),
+        untranslated={**status.refused, **status.lacking},
+        translator_warning=warning,
+    )
+
+
 def read_tail(path: Path) -> bytes:
     """The end of a console's file; empty if it cannot be read."""
     try:
@@ -264,3 +270,12 @@ def write_watch(path: Path, record: WatchRecord) -> None:
 def read_watch(path: Path) -> WatchRecord:
     """The record of a watch; raises :class:`InputError` if there is none."""
     return read_value(path, WatchRecord)
+
+
+def watches(journals: Path, *, last: int = 20) -> list[WatchRecord]:
+    """The records of the latest watches, oldest first; a damaged one is left out."""
+    found = []
+    for path in sorted(journals.glob("*.watch.json"))[-last:]:
+        with contextlib.suppress(InputError):
+            found.append(read_watch(path))
+    return found

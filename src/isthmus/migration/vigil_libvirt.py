@@ -18,8 +18,9 @@ from isthmus.guest.console import MAX_BYTES
 from isthmus.hypervisor.libvirt.domain import Domain, read_domain
 from isthmus.hypervisor.libvirt.virsh import Virsh
 from isthmus.hypervisor.qemu.vcpus import Registers, positions
-from isthmus.migration.vigil import console_sample
+from isthmus.migration.vigil import console_sample, counted
 from isthmus.migration.watching import Event, Sample, Sign
+from isthmus.translate.service import TranslatorClient, TranslatorError
 
 LOOK_S = 5.0
 """Between two looks: each is a few commands, over ssh perhaps."""
@@ -64,11 +65,15 @@ _NO_SUCH = ("failed to get domain", "Domain not found")
 
 
 class DomainEyes:
-    """Looks at a domain.  Use it in a ``with`` block: its events run for that long."""
+    """Looks at a domain.  Use it in a ``with`` block: its events run for that long.
 
-    def __init__(self, virsh: Virsh, name: str) -> None:
+    :param translator: the folder of its translator, where one is armed.
+    """
+
+    def __init__(self, virsh: Virsh, name: str, *, translator: Path | None = None) -> None:
         self._virsh = virsh
         self._name = name
+        self._translator = translator
         self._domain: Domain | None = None
         self._events: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -132,6 +137,7 @@ class DomainEyes:
         if sample.state == "running":
             sample = sample.replace(vcpus=await self._vcpus(), agent=await self._agent())
         sample = console_sample(sample, await asyncio.to_thread(self.console))
+        sample = await self._translated(sample)
         came, self._came = self._came, []
         return sample, (*came, *ended)
 
@@ -156,6 +162,21 @@ class DomainEyes:
         except HypervisorError:
             return False
         return True
+
+    async def _translated(self, sample: Sample) -> Sample:
+        if self._translator is None:
+            return sample
+        try:
+            client = await TranslatorClient.connect(self._translator)
+        except TranslatorError:
+            return sample.replace(translator_gone=True)
+        try:
+            status = await client.status()
+        except TranslatorError as error:
+            return sample.replace(translator_warning=error.message)
+        finally:
+            await client.close()
+        return counted(sample, status, status.problem)
 
     async def set_clock(self) -> None:
         """Have the guest's agent set its clock from the hardware clock that QEMU shows it.

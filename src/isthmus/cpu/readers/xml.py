@@ -24,7 +24,8 @@ def parse(data: bytes, *, where: str) -> etree._Element:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         raise InputError(
-            f"{where}: {str(error)[:200]}", remedy="name a well-formed XML document"
+            f"{where}: {' '.join(str(error).split())[:200]}",
+            remedy="name a well-formed XML document",
         ) from error
     if root is None:
         raise InputError(f"{where}: empty", remedy="name a well-formed XML document")

@@ -213,9 +213,15 @@ def _disks(wanted: Callable[[Disk, Move], bool | None], value: str = "source") -
 
 def _local_disk(disk: Disk, move: Move) -> bool | None:
     """Whether its content would be missing there; None: a local path may still be shared."""
-    if not (disk.local and disk.written) or _goes_along(disk, move):
+    if not (disk.local and disk.written) or disk.kind == "block" or _goes_along(disk, move):
         return False
     return True if disk.kind == "dir" else None
+
+
+def _block_disk(disk: Disk, move: Move) -> bool | None:
+    """Whether it is a device of the host; None: both hosts may well see the same one."""
+    here = disk.kind == "block" and disk.written and bool(disk.source)
+    return None if here and not _goes_along(disk, move) else False
 
 
 def _goes_along(disk: Disk, move: Move) -> bool:
@@ -351,6 +357,7 @@ RELATIONS: dict[str, Relation] = {
     "emulator-elsewhere": _emulator,
     "libvirt-older": _older,
     "storage-local": _disks(_local_disk),
+    "storage-device": _disks(_block_disk),
     "medium-local": _disks(_medium),
     "cache-unsafe": _disks(_cached, "cache"),
     "disk-transient": _disks(lambda disk, _: disk.transient),

@@ -289,7 +289,7 @@ def _notes(domain: Domain, found: tuple[Span, ...]) -> list[str]:
     notes = []
     cpu = domain.cpu
     if cpu.mode in {"host-passthrough", "host-model", "maximum"}:
-        notes.append(f"its CPU was the host's own (mode {cpu.mode}); it is the pool's now")
+        notes.append(f"its CPU is the host's own so far (mode {cpu.mode}), and becomes the pool's")
     if cpu.cache_mode == "passthrough":
         notes.append("the caches of the host are no longer shown: they differ between hosts")
     children = dict.fromkeys(span.path[1] for span in found if _child_of(span, "cpu"))
