@@ -16,12 +16,15 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from isthmus.errors import HypervisorError
 from isthmus.hypervisor.xen.handshake import BANNER, READY, Backwards, failed, started
 from isthmus.hypervisor.xen.runner import DYING, Runner
+
+LOOK_S = 5.0
+"""How often the source's ``xl`` is looked for while the receiver says nothing."""
 
 ENDING_S = 60.0
 """How long ``xl`` may take to put its half away once it knows how the move ended."""
@@ -135,7 +138,7 @@ class Transfer:
         await self.source.told(_START.format(folder=self._folder, guest=guest))
         await self._back.expect(BANNER)
         await self._tell(BANNER)
-        await self._back.expect(READY)
+        await self._unless_ended(self._back.expect(READY))
 
     async def let_start(self) -> int:
         """Tell the source that the destination is ready; returns the destination's status.
@@ -202,6 +205,23 @@ class Transfer:
             await self._writer.drain()
         except OSError as error:
             raise HypervisorError(f"{self.source.address}: xl migrate has hung up") from error
+
+    async def _unless_ended(self, work: Coroutine[None, None, None]) -> None:
+        """Wait for the receiver, but not longer than the source's ``xl`` lives.
+
+        An ``xl`` that ends before it has opened its transport leaves nothing that would break.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+                said = (await self.source.ask(f"cat {self._folder}/status 2>/dev/null")).out.strip()
+                if said.isdigit() and not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+                    raise HypervisorError(
+                        f"{self.source.address}: xl migrate ended with status {said}"
+                    )
+            await task
+        finally:
+            task.cancel()
 
     async def _ended(self) -> int | None:
         """The exit status of the source's ``xl``; None if it does not end, or never began."""
