@@ -244,15 +244,18 @@ def _tail(path: Path) -> str:
         return ""
 
 
-# Lines in which xl and libxl say no more than that they have failed, or how far they are.
+# Lines in which xl and libxl say how far they are, or only what follows from what they said before.
 _IDLE = re.compile(
-    r"migration (sender|target): (Ready|Transfer|Target has|Giving|Got)"
+    r"migration (sender|target): (Ready|Transfer|Target has|Giving|Got|Domain started)"
     r"|^(xc: (info|progress|Frames)|Saving to|Loading new|Savefile|Parsing config)"
-    r"|Saving\.\.\.|Memory: \d|Migration failed"
+    r"|Saving\.\.\.|Memory: \d|Migration failed,|Non-existant domain|domain_destroy_c"
+    r"|died due to fatal signal|domain_resume_done|not suspended: \(shutdown 0"
 )
 _LINE_LIMIT = 240
+_LINES = 4
 
 
 def _complaints(text: str) -> list[str]:
+    """The first of what a program complains of: the rest follows from it."""
     lines = (line.strip() for line in re.split(r"[\r\n]+", text))
-    return [line[:_LINE_LIMIT] for line in lines if line and not _IDLE.search(line)][-6:]
+    return [line[:_LINE_LIMIT] for line in lines if line and not _IDLE.search(line)][:_LINES]
