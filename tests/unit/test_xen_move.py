@@ -102,6 +102,7 @@ def test_a_guest_moves_and_its_stream_is_rewritten(hosts: Hosts) -> None:
         ("amd", "not-start", "cannot start the guest (status 5)"),
         ("amd", "die", "the guest has crashed"),
         ("intel", "logdirty", "Failed to enable logdirty"),
+        ("intel", "no-config", "No config file stored"),
     ],
 )
 def test_a_move_that_fails_leaves_the_guest_at_its_source(

@@ -3,7 +3,8 @@
 A host is a folder (FAKE_XEN); each guest is a file in it that holds its state letters.  Files
 named ``do-…`` make it misbehave: ``do-refuse`` (the receiver takes no guest), ``do-not-start`` (it
 has the guest and cannot start it), ``do-die`` (the guest crashes when it starts), ``do-logdirty``
-(the source cannot send), ``do-stay`` (a guest cannot be destroyed).
+(the source cannot send), ``do-no-config`` (it does not even begin), ``do-stay`` (a guest cannot be
+destroyed).
 """
 
 import sys
@@ -81,6 +82,7 @@ elif words[0] == "migrate-receive":
         os.write(1, REPORT + bytes([status]) + GO)
 elif words[0] == "migrate":
     name, rune = words[3:5]
+    if does("no-config"): sys.exit("No config file stored for running domain and none supplied")
     child = subprocess.Popen(["sh", "-c", rune], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, back = child.stdin.fileno(), child.stdout.fileno()
     def resumed(why):

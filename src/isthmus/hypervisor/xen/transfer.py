@@ -16,12 +16,15 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from isthmus.errors import HypervisorError
 from isthmus.hypervisor.xen.handshake import BANNER, READY, Backwards, failed, started
 from isthmus.hypervisor.xen.runner import DYING, Runner
+
+LOOK_S = 5.0
+"""How often the source's ``xl`` is looked for while the receiver says nothing."""
 
 ENDING_S = 60.0
 """How long ``xl`` may take to put its half away once it knows how the move ended."""
@@ -135,7 +138,7 @@ class Transfer:
         await self.source.told(_START.format(folder=self._folder, guest=guest))
         await self._back.expect(BANNER)
         await self._tell(BANNER)
-        await self._back.expect(READY)
+        await self._unless_ended(self._back.expect(READY))
 
     async def let_start(self) -> int:
         """Tell the source that the destination is ready; returns the destination's status.
@@ -203,6 +206,23 @@ class Transfer:
         except OSError as error:
             raise HypervisorError(f"{self.source.address}: xl migrate has hung up") from error
 
+    async def _unless_ended(self, work: Coroutine[None, None, None]) -> None:
+        """Wait for the receiver, but not longer than the source's ``xl`` lives.
+
+        An ``xl`` that ends before it has opened its transport leaves nothing that would break.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+                said = (await self.source.ask(f"cat {self._folder}/status 2>/dev/null")).out.strip()
+                if said.isdigit() and not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+                    raise HypervisorError(
+                        f"{self.source.address}: xl migrate ended with status {said}"
+                    )
+            await task
+        finally:
+            task.cancel()
+
     async def _ended(self) -> int | None:
         """The exit status of the source's ``xl``; None if it does not end, or never began."""
         deadline = time.monotonic() + ENDING_S
@@ -224,15 +244,18 @@ def _tail(path: Path) -> str:
         return ""
 
 
-# Lines in which xl and libxl say no more than that they have failed, or how far they are.
+# Lines in which xl and libxl say how far they are, or only what follows from what they said before.
 _IDLE = re.compile(
-    r"migration (sender|target): (Ready|Transfer|Target has|Giving|Got)"
+    r"migration (sender|target): (Ready|Transfer|Target has|Giving|Got|Domain started)"
     r"|^(xc: (info|progress|Frames)|Saving to|Loading new|Savefile|Parsing config)"
-    r"|Saving\.\.\.|Memory: \d|Migration failed"
+    r"|Saving\.\.\.|Memory: \d|Migration failed,|Non-existant domain|domain_destroy_c"
+    r"|died due to fatal signal|domain_resume_done|not suspended: \(shutdown 0"
 )
 _LINE_LIMIT = 240
+_LINES = 4
 
 
 def _complaints(text: str) -> list[str]:
+    """The first of what a program complains of: the rest follows from it."""
     lines = (line.strip() for line in re.split(r"[\r\n]+", text))
-    return [line[:_LINE_LIMIT] for line in lines if line and not _IDLE.search(line)][-6:]
+    return [line[:_LINE_LIMIT] for line in lines if line and not _IDLE.search(line)][:_LINES]
