@@ -105,6 +105,7 @@ class SmallGuest:
             return tally.traps >= wanted and (resting > 1 or not ends)
 
         await self.run_until(enough)
+        assert not self.translator.problem
 
     async def run_until(self, condition) -> None:
         """Let it run, served, in slices until something holds that is asked of the held guest."""
@@ -114,7 +115,6 @@ class SmallGuest:
             await asyncio.sleep(0.1)
             async with asyncio.timeout(PATIENCE_S):
                 await self.translator.hold()
-            assert not self.translator.problem
             if await condition():
                 return
             assert time.monotonic() < deadline, "what was waited for never came"

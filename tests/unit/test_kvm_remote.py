@@ -49,12 +49,12 @@ async def test_a_program_runs_and_its_output_comes_back(channel: Channel) -> Non
 
 
 async def test_a_program_ends_when_its_controller_hangs_up(channel: Channel) -> None:
-    reader, writer = await channel.open("run", "", "/bin/sh", "-c", "echo $$; sleep 60")
+    reader, writer = await channel.open("run", "", "/bin/sh", "-c", "echo $$; sleep 600")
     async for _, data in frames(reader):
         pid = int(data)
         break
     writer.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "a guest must not outlive who is responsible for it"
         await asyncio.sleep(0.01)
@@ -78,7 +78,7 @@ async def test_a_file_is_followed_as_it_grows(channel: Channel, tmp_path: Path) 
     assert await reader.readexactly(3) == b"one"
     with path.open("a") as file:
         file.write("two")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         assert await reader.readexactly(3) == b"two"
     writer.close()
 

@@ -70,7 +70,7 @@ def test_death_of_the_worker_is_told(payload, tmp_path):
         while not port.exists() or b" tick " not in port.read_bytes():
             time.sleep(0.02)
         os.kill(worker_of(supervisor), signal.SIGKILL)
-        assert supervisor.wait(timeout=20) == 128 + signal.SIGKILL
+        assert supervisor.wait(timeout=180) == 128 + signal.SIGKILL
     verdict = judge([port.read_bytes()])
     assert [fault.kind for fault in verdict.faults] == ["death"]
     last = parse(port.read_bytes().splitlines()[-1])
@@ -90,7 +90,7 @@ def test_a_port_that_takes_nothing_stops_nobody(payload, tmp_path):
         data = b""
         while part := os.read(reader, 1 << 16):
             data += part
-        assert supervisor.wait(timeout=30) == 0
+        assert supervisor.wait(timeout=180) == 0
     os.close(reader)
     assert len(data) > 1 << 16
     verdict = judge([data])

@@ -98,10 +98,10 @@ def test_metrics_are_served_until_interrupted(tmp_path) -> None:
         assert server.stderr is not None
         address = server.stderr.readline().strip()
         assert address == f"http://127.0.0.1:{port}/metrics"
-        with urllib.request.urlopen(address, timeout=30) as answer:
+        with urllib.request.urlopen(address, timeout=120) as answer:
             assert b"# TYPE isthmus_translated_total counter" in answer.read()
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 130
+        assert server.wait(180) == 130
     finally:
         server.kill()
         server.wait()

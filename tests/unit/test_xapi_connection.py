@@ -87,6 +87,30 @@ def test_two_guests_of_one_name_are_told_apart(
         find_guest(connection, "web")
 
 
+def test_the_bindings_own_client_talks_to_this_server(server: XapiServer) -> None:
+    """What is tested here is our transport; the server is to be one that others know, too."""
+    from XenAPI import XenAPI
+
+    vm = server.pool.guest("web", "one")
+    session = XenAPI.Session(f"https://127.0.0.1:{server.port}/", ignore_ssl=True)
+    session.login_with_password("root", PASSWORD, "2.21", "test")
+    record = session.xenapi.VM.get_record(vm)
+    assert (record["name_label"], record["domid"], record["is_a_template"]) == ("web", "7", False)
+    assert isinstance(record["snapshot_time"], xmlrpc.client.DateTime)
+    with pytest.raises(XenAPI.Failure) as told:
+        session.xenapi.VM.get_record("OpaqueRef:none")
+    assert told.value.details == ["HANDLE_INVALID", "VM", "OpaqueRef:none"]
+    for arguments, code in [
+        ((vm,), "MESSAGE_PARAMETER_COUNT_MISMATCH"),
+        ((vm, 5, {}), "FIELD_TYPE_ERROR"),
+    ]:
+        with pytest.raises(XenAPI.Failure) as told:
+            session.xenapi.Async.VM.pool_migrate(*arguments)
+        assert told.value.details[0] == code
+    session.xenapi.session.logout()
+    session("close")()
+
+
 # --- whom to trust -----------------------------------------------------------------------------
 
 

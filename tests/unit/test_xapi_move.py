@@ -195,6 +195,24 @@ async def test_a_destination_that_is_none_is_bad_input(
         await check(lab.request(to))
 
 
+@pytest.mark.parametrize(
+    ("wish", "error"),
+    [
+        ({"translate": True}, RefusedError),
+        ({"bandwidth": 1}, InputError),
+        ({"downtime_limit_ms": 1}, InputError),
+    ],
+)
+async def test_what_xapi_has_no_way_to_do_is_not_promised(
+    lab: Lab, web: str, wish: dict[str, int], error: type[IsthmusError]
+) -> None:
+    request = lab.request("intel/sky2", options=Options(verify_s=0.0, **wish))
+    for ask in (check(request), move(request, lab.store, lab.observe)):
+        with pytest.raises(error):
+            await ask
+    one_copy(lab, web, "sky1")
+
+
 async def test_a_halted_guest_is_not_moved_live(lab: Lab) -> None:
     lab.pool.guest("off", "sky1", power_state="Halted")
     with pytest.raises(InputError, match="halted, not running"):

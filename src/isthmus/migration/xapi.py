@@ -22,7 +22,13 @@ from typing import TypeVar
 
 import msgspec
 
-from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
+from isthmus.errors import (
+    InputError,
+    IsthmusError,
+    RefusedError,
+    RolledBackError,
+    UndecidedError,
+)
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.hypervisor.xapi import orders
@@ -55,6 +61,7 @@ async def check(request: Request) -> Preflight:
 
 
 def _check(request: Request) -> Preflight:
+    _require_possible(request.options)
     with contextlib.closing(Ends.open(addresses_of(request.source, request.destination))) as ends:
         route = find_route(ends, request.guest)
         verdict, order = judge(ends, route, request)
@@ -69,6 +76,7 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
     :raises RolledBackError: it failed and the guest runs on its source.
     :raises UndecidedError: the operator has to decide, or nobody can tell yet.
     """
+    _require_possible(request.options)
     addresses = addresses_of(request.source, request.destination)
     ends = await asyncio.to_thread(Ends.open, addresses)
     run: _Run | None = None
@@ -104,6 +112,21 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
         if judged is not None and not moving:
             await asyncio.to_thread(_give_back, ends, judged[1])
         await asyncio.to_thread(ends.close, moving=moving)
+
+
+def _require_possible(options: Options) -> None:
+    """Refuse what is wished for and XAPI has no way to do."""
+    if options.translate:
+        raise RefusedError(
+            "guests of XAPI have no translator: their QEMU, where they have one, is Xen's",
+            remedy="leave --translate out; what the destination lacks is refused",
+        )
+    for option, value in (
+        ("--bandwidth", options.bandwidth),
+        ("--downtime-limit", options.downtime_limit_ms),
+    ):
+        if value is not None:
+            raise InputError(f"{option}: XAPI takes no such limit", remedy="leave it out")
 
 
 def _require_no_other(store: GuestStore, name: str, uuid: str) -> None:
