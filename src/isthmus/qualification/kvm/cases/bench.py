@@ -29,6 +29,9 @@ PATIENCE_S = 300.0
 VERIFY_S = 120.0
 """How long a move watches for the payload's reports; it goes on as soon as they come."""
 
+MOVE_TRIES = 4
+_TOO_SLOW = "no QMP greeting within"
+
 MEMORY_MIB = 128
 BARE_MEMORY_MIB = 32
 
@@ -158,7 +161,28 @@ class Bench:
         rewrite: bool = True,
         verify_s: float = VERIFY_S,
     ) -> Moved:
-        """Move a guest as ``isthmus migrate`` does; what fails is told, not raised."""
+        """Move a guest as ``isthmus migrate`` does; what fails is told, not raised.
+
+        A move that was rolled back because the emulated host was too slow to answer is tried again.
+        """
+        for _ in range(MOVE_TRIES):
+            moved = await self._move(
+                name, to, accepted=accepted, translate=translate, rewrite=rewrite, verify_s=verify_s
+            )
+            if _TOO_SLOW not in moved.why:
+                break
+        return moved
+
+    async def _move(
+        self,
+        name: str,
+        to: str,
+        *,
+        accepted: Collection[str],
+        translate: bool | None,
+        rewrite: bool,
+        verify_s: float,
+    ) -> Moved:
         self.note(f"it moves to {to}")
         before = set(self.store.journals.glob("*"))
         try:
