@@ -30,6 +30,9 @@ PATIENCE_S = 300.0
 VERIFY_S = 120.0
 """How long a move watches for the payload's reports; it goes on as soon as they come."""
 
+MOVE_TRIES = 4
+_TOO_SLOW = "no QMP greeting within"
+
 MEMORY_MIB = 128
 BARE_MEMORY_MIB = 32
 
@@ -166,8 +169,26 @@ class Bench:
     ) -> Moved:
         """Move a guest as ``isthmus migrate`` does; what fails is told, not raised.
 
+        A move that was rolled back because the emulated host was too slow to answer is tried again.
+
         :param alter: how the destination is launched otherwise than it should be.
         """
+        for _ in range(MOVE_TRIES):
+            moved = await self._move(name, to, accepted, translate, rewrite, verify_s, alter)
+            if _TOO_SLOW not in moved.why:
+                break
+        return moved
+
+    async def _move(
+        self,
+        name: str,
+        to: str,
+        accepted: Collection[str],
+        translate: bool | None,  # noqa: FBT001  (of `move` alone, which names it)
+        rewrite: bool,  # noqa: FBT001
+        verify_s: float,
+        alter: Callable[[LaunchSpec], LaunchSpec],
+    ) -> Moved:
         self.note(f"it moves to {to}")
         before = set(self.store.journals.glob("*"))
         try:
