@@ -171,8 +171,12 @@ class Bench:
 
         A move that was rolled back because the emulated host was too slow to answer is tried again.
 
+        :param accepted: the risks that are taken, by rule; ``*`` is every one that is found.
         :param alter: how the destination is launched otherwise than it should be.
         """
+        if "*" in accepted:
+            found = self.hosts.check(self.read(name), to, translate=translate is not False)
+            accepted = [finding.rule for finding in found.blocking]
         for _ in range(MOVE_TRIES):
             moved = await self._move(name, to, accepted, translate, rewrite, verify_s, alter)
             if _TOO_SLOW not in moved.why:
@@ -184,8 +188,8 @@ class Bench:
         name: str,
         to: str,
         accepted: Collection[str],
-        translate: bool | None,  # noqa: FBT001  (of `move` alone, which names it)
-        rewrite: bool,  # noqa: FBT001
+        translate: bool | None,
+        rewrite: bool,
         verify_s: float,
         alter: Callable[[LaunchSpec], LaunchSpec],
     ) -> Moved:
