@@ -226,6 +226,8 @@ async def translated(play: Play) -> ActResult:
         if at_home is not None and (at_home.translated or at_home.passed):
             did = sum(at_home.translated.values()) + (at_home.passed or 0)
             problem = f"the translator did not go quiet at home: {did} traps"
+        if inside and at_home is None:
+            problem = "at home nothing was heard of the module in its kernel"
     except IsthmusError as error:
         problem = error
     if problem is None and preflight.needs_translation and not (work and work.translated):
