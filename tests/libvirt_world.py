@@ -102,6 +102,13 @@ class World:
             if await self.state(name) in {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED}
         ]
 
+    async def present(self) -> list[str]:
+        """The hosts that have a copy of the guest, whatever it does.
+
+        Of a translated guest libvirt cannot say whether it runs: each trap stops it.
+        """
+        return [name for name in self.hosts if await self.state(name) is not None]
+
     async def state(self, host: str) -> int | None:
         """The state of the host's copy in libvirt's numbers, None where it has none."""
         async with session(self.hosts[host].uri) as connection:
