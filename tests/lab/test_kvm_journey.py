@@ -112,8 +112,11 @@ def test_what_intel_lacks_is_translated_by_kvms_guest_debugging(lab: Lab) -> Non
         )  # fmt: skip
         assert record["steps"][-1]["phase"] == "committed"
         before = lab.verdict("born").instructions["extrq"]
-        time.sleep(10)
-        verdict = lab.verdict("born")
+        # A trap there costs 40 ms, or many times that where other work shares this machine.
+        deadline = time.monotonic() + 240
+        while (verdict := lab.verdict("born")).instructions["extrq"] == before:
+            assert time.monotonic() < deadline, "EXTRQ is not translated on Intel"
+            time.sleep(1)
         assert verdict.instructions["extrq"] > before
         # That it is shown less than at home is the price; nothing else may have changed.
         assert {fault.kind for fault in verdict.faults} <= {"cpuid"}, verdict.faults

@@ -26,7 +26,7 @@ from pathlib import Path
 from isthmus.errors import HypervisorError
 
 MEMORY_CHUNK = 0x400
-ANSWER_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 15.0
 PACKET_LIMIT = 1 << 20
 SIGINT, SIGTRAP, SIGXCPU = 2, 5, 24
 _STOP = re.compile(rb"[TS]([0-9a-f]{2})(?:.*?thread:p?([0-9a-f]{1,8}(?:\.[0-9a-f]{1,8})?))?")

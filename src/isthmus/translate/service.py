@@ -34,7 +34,7 @@ from isthmus.translate.rewrite.record import RewriteOrder, RewriteRecord
 from isthmus.translate.rsp import Stub, StubGoneError
 from isthmus.values import Value, read_value, to_json
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0
 WATCH_S = 5.0  # between two looks at the cost
 SOCKET = "translator.sock"

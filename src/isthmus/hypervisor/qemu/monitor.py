@@ -24,7 +24,7 @@ from isthmus.errors import HypervisorError
 # The library logs each failed connection with a traceback; our own error says it in a line.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 30.0
 NEGOTIATION_TRIES = 8
 

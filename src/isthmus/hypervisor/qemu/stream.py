@@ -30,7 +30,7 @@ from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor
 from isthmus.values import Value
 
 POLL_S = 0.1
-LOAD_TIMEOUT_S = 30.0
+LOAD_TIMEOUT_S = 60.0
 _ENDED = frozenset({"completed", "failed", "cancelled"})
 _WAITING = "pre-switchover"
 
