@@ -88,6 +88,19 @@ def test_a_uri_is_a_host_wherever_one_is_named(fake: Path) -> None:
     assert cpu.name == "amd1" and "sse4a" in cpu.features
 
 
+def test_a_host_of_emulated_domains_is_asked_for_those(fake: Path) -> None:
+    (fake / "domain").write_text(DOMAIN.replace("'kvm'", "'qemu'"))
+    program = (fake / "virsh").read_text()
+    (fake / "virsh").write_text(program.replace("web\\nbroken", "web"))
+    (fake / "virsh").write_text(
+        (fake / "virsh")
+        .read_text()
+        .replace("domcapabilities*)", '"domcapabilities --virttype qemu")')
+    )
+    (cpu,) = read_hosts(["qemu+ssh://amd1/system"])
+    assert cpu.vendor == "AuthenticAMD"
+
+
 def test_a_model_that_is_not_known_is_told_with_what_to_do(fake: Path) -> None:
     (fake / "domcapabilities").write_text(SHOWN.format(model="Z9"))
     with pytest.raises(InputError, match="Z9") as caught:

@@ -8,10 +8,12 @@ from isthmus.divergence.evidence import GuestEvidence, require_known_facts
 from isthmus.errors import InputError
 from isthmus.hypervisor.libvirt.domain import Domain
 from isthmus.hypervisor.libvirt.host import LibvirtHost
+from isthmus.migration.libvirt_guest import by_hand
 from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
 from isthmus.migration.preflight import Preflight, preflight
 
 BLOCK = "<disk type='block'><source dev='/dev/sdb'/><target dev='vda'/></disk>"
+DEMANDS = "<cpu mode='custom'><model>EPYC</model><vendor>AMD</vendor></cpu>"
 EPYC = qemu_models()["EPYC"]
 
 
@@ -30,6 +32,16 @@ def test_a_rule_of_libvirts_blocks_until_it_is_accepted_by_name() -> None:
         stuck.require()
     assert not judged(domain(devices=BLOCK), accepted=("libvirt-storage-device:vda",)).blocking
     assert judged(domain(devices=BLOCK), accepted=("libvirt-storage-device:vdb",)).blocking
+
+
+def test_a_maker_that_the_definition_demands_does_not_stop_a_move_by_hand() -> None:
+    """``host-model`` states ``<vendor>`` in every guest that runs with it."""
+    host_model = domain(cpu=DEMANDS)
+    assert {finding.rule for finding in judged(host_model).blocking} == {
+        "libvirt-vendor-demanded",
+        "libvirt-vendor-open",
+    }
+    assert not judged(by_hand(host_model, "AuthenticAMD")).blocking
 
 
 def test_host_model_is_told_of_from_the_definition_of_a_running_guest() -> None:

@@ -114,6 +114,16 @@ def test_of_the_old_cpu_stays_what_is_not_about_its_abilities() -> None:
     )
 
 
+def test_a_steady_tsc_is_not_promised_since_such_a_guest_cannot_move() -> None:
+    steady = [host.replace(features=host.features | {"invtsc"}) for host in (ROME, MILAN)]
+    after = relevel(HEAD + TAIL, level(steady), where="x").after
+    assert "invtsc" not in after
+    stated = TAIL.replace(
+        "<clock offset='utc'/>", "<clock><timer name='tsc' frequency='2000000000'/></clock>"
+    )
+    assert "invtsc" in relevel(HEAD + stated, level(steady), where="x").after
+
+
 def test_other_settings_of_kvm_stay() -> None:
     after = relevel(HEAD + FEATURES[2] + CPUS[1] + TAIL, MIXED, where="x").after
     assert "      <hidden state='on'/>\n      <pv-ipi state='off'/>\n    </kvm>\n" in after

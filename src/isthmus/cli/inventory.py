@@ -75,7 +75,9 @@ def inventory(
     found = tuple(take_inventory(Virsh(uri), name=host_name(uri)) for uri in uris)
     judged: tuple[Judged, ...] = ()
     if to:
-        there = read_libvirt_host(Virsh(to), host_name(to))
+        kinds = {resident.defined.kind for one in found for resident in one.domains}
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        there = read_libvirt_host(Virsh(to), host_name(to), kind=kind)
         move = Move(shared=frozenset(shared), copies_all=copy_storage, tls=tls)
         judged = tuple(
             _judged(resident, one.host, there, move) for one in found for resident in one.domains

@@ -9,7 +9,7 @@ from isthmus.cpu.readers.libvirt_cpu import read_libvirt
 from isthmus.cpu.readers.xml import parse
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.hypervisor.libvirt.connection import Connection, binding, call
-from isthmus.hypervisor.libvirt.domain import read_domain
+from isthmus.hypervisor.libvirt.domain import Domain, read_domain
 from isthmus.hypervisor.libvirt.incoming import Hop, hop_of
 from isthmus.migration.libvirt_documents import host_at, move_between, offer_of
 from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
@@ -88,6 +88,14 @@ async def _shown(domain: Any, xml: bytes, name: str) -> CpuModel:
     return shown_cpu(xml, host, where=name)
 
 
+def by_hand(domain: Domain, vendor: str) -> Domain:
+    """The domain as :func:`isthmus.hypervisor.libvirt.incoming.incoming_xml` writes it there.
+
+    It states the maker that the guest is shown, and demands none of the host.
+    """
+    return domain.replace(cpu=domain.cpu.replace(vendor="", vendor_id=vendor))
+
+
 def served(request: Request, facts: Facts) -> Service:
     """Who would translate for the guest there: only where the daemon's sockets are in reach."""
     return service(
@@ -130,6 +138,8 @@ async def judge(
     )
     # A guest that we have moved by hand has arguments of ours, and a CPU that is not its own.
     if facts.hop is None:
+        if judged.needs_translation:
+            running = by_hand(running, facts.shown.vendor)
         judged = with_domain_rules(
             judged, running, defined, here, there, move, accepted=request.accepted
         )

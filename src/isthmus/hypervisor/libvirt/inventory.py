@@ -1,5 +1,6 @@
 """What is at a libvirt connection: the host's CPU, and its domains as values."""
 
+import contextlib
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ from isthmus.hypervisor.libvirt.virsh import Virsh
 from isthmus.values import Value
 
 SCHEMA_VERSION = 1
+_ASKED = 8
+"""Domains that are asked for their type."""
 
 
 class Resident(Value, frozen=True):
@@ -38,22 +41,33 @@ def host_name(uri: str) -> str:
         raise InputError(f"{uri}: not a URI: {error}", remedy="qemu+ssh://HOST/system") from error
 
 
-def read_libvirt_host(virsh: Virsh, name: str) -> LibvirtHost:
+def read_libvirt_host(virsh: Virsh, name: str, *, kind: str = "") -> LibvirtHost:
     """The host of a connection.
 
+    :param kind: of the domains that count: ``kvm`` or ``qemu``, which is shown another CPU. If it
+        is empty, that of the domains there.
     :raises HypervisorError: libvirt does not answer.
     """
     capabilities = virsh.capabilities().encode()
     host = read_host_documents(capabilities, None, name=name)
-    # By itself libvirt answers for KVM, also where no domain of that type can run.
-    kind = "kvm" if "kvm" in host.kinds else ""
-    if not kind and "qemu" in host.kinds:
-        kind = "qemu"
+    kind = kind or _kind(virsh, host)
     try:
         shown = virsh.domain_capabilities(kind=kind).encode()
     except HypervisorError as error:  # a driver without them, as that of test://
         return host.replace(unknown=(*host.unknown, error.message))
     return read_host_documents(capabilities, shown, name=name)
+
+
+def _kind(virsh: Virsh, host: LibvirtHost) -> str:
+    """The type of the host's domains, if the first ones are of one; else KVM where it can."""
+    there = set()
+    for name in virsh.names()[:_ASKED]:
+        with contextlib.suppress(IsthmusError):  # it may just have gone, or be of a strange form
+            there.add(read_domain(virsh.live(name).encode(), where=name).kind)
+    for kind in ("kvm", "qemu"):
+        if there == {kind} or (there != {"qemu"} and kind in host.kinds):
+            return kind
+    return ""
 
 
 def cpu_at(uri: str) -> CpuModel:

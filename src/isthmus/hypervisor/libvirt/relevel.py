@@ -75,6 +75,7 @@ def relevel(xml: str, level: Baseline, *, where: str) -> Relevelled:
     data = xml.encode()
     domain = read_domain(data, where=where)
     _require_fit(domain, where)
+    level = movable(level, domain)
     found = spans(data, depth=_DEPTH, where=where)
     cpu = _one(found, ("cpu",), where)
     features = _one(found, ("features",), where)
@@ -91,6 +92,17 @@ def relevel(xml: str, level: Baseline, *, where: str) -> Relevelled:
         after=spliced(data, _joined(edits)).decode(),
         notes=tuple(_notes(domain, found)),
     )
+
+
+def movable(level: Baseline, domain: Domain) -> Baseline:
+    """The level without what would keep the domain from moving, though every host has it.
+
+    A steady TSC is that: libvirt moves no guest that was promised one, unless its rate is stated
+    (the rule ``libvirt-steady-tsc``).
+    """
+    if any(timer.name == "tsc" and timer.frequency for timer in domain.timers):
+        return level
+    return level.replace(model=level.model.replace(features=level.model.features - {"invtsc"}))
 
 
 def same_but_for_level(one: str, other: str, *, where: str) -> bool:
