@@ -102,16 +102,20 @@ class SmallGuest:
             # Twice, since what is pending where it rests comes only when it goes on.
             nonlocal resting
             resting = resting + 1 if await self.rests() else 0
-            return tally.traps >= wanted and (resting > 1 or not ends)
+            return resting > 1 or not ends
 
-        await self.run_until(enough)
+        await self.run_until(enough, lambda: tally.traps >= wanted)
         assert not self.translator.problem
 
-    async def run_until(self, condition) -> None:
-        """Let it run, served, in slices until something holds that is asked of the held guest."""
+    async def run_until(self, condition, running=lambda: True) -> None:
+        """Let it run, served, in slices until something holds that is asked of the held guest.
+
+        It is held only when ``running`` has come true, which is asked while it runs.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while True:
             await self.translator.release()
+            await until(running)
             await asyncio.sleep(0.1)
             async with asyncio.timeout(PATIENCE_S):
                 await self.translator.hold()

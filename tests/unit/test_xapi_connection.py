@@ -8,18 +8,28 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields
 from xapi_pool import Pool, World, cpu_info
 from xapi_server import Certificates, Fault, XapiServer
 
 from isthmus.errors import HypervisorError, InputError, IsthmusError
 from isthmus.hypervisor.xapi.address import parse
-from isthmus.hypervisor.xapi.connection import Connection
+from isthmus.hypervisor.xapi.connection import Connection, typed
 from isthmus.hypervisor.xapi.failures import (
     XapiFailureError,
     XapiGoneError,
     XapiNonsenseError,
 )
 from isthmus.hypervisor.xapi.inventory import find_guest, inventory
+from isthmus.hypervisor.xapi.records import (
+    HostRecord,
+    PifRecord,
+    PoolRecord,
+    SrRecord,
+    TaskRecord,
+    VbdRecord,
+    VmRecord,
+)
 
 INTEL = cpu_info("GenuineIntel", (0x178BFBFF, 0xF7FA3223, 0x2C100800, 0x121))
 PASSWORD = "s3cr3t-passw0rd"
@@ -306,6 +316,26 @@ def test_no_answer_of_any_shape_is_a_traceback(
 
         ask()
         server.faults = []
+
+
+RECORDS = [PoolRecord, HostRecord, VmRecord, TaskRecord, VbdRecord, SrRecord, PifRecord]
+FIELD_NAMES = sorted({field.encode_name for kind in RECORDS for field in fields(kind)})
+
+
+@given(
+    kind=st.sampled_from(RECORDS),
+    value=st.dictionaries(
+        st.sampled_from(FIELD_NAMES), XML_VALUES | st.floats() | st.just("OpaqueRef:NULL")
+    ),
+)
+def test_a_record_is_of_the_documented_types_or_none(kind: type, value: object) -> None:
+    try:
+        record = typed(value, kind, kind.__name__)
+    except XapiNonsenseError as error:
+        assert "\n" not in str(error)
+        return
+    if isinstance(record, TaskRecord):
+        assert 0 <= record.percent <= 100
 
 
 def test_secrets_are_not_told(server: XapiServer, environment: dict[str, str]) -> None:

@@ -309,6 +309,28 @@ async def test_questions_on_the_way_may_break(lab: Lab, web: str, how: str) -> N
     one_copy(lab, web, "sky2")
 
 
+async def test_answers_that_are_none_leave_the_move_to_be_asked_for_later(
+    lab: Lab, web: str
+) -> None:
+    lab.world.hold_at = 0.5
+
+    def nonsense(progress: Progress) -> None:
+        if progress.transfer and progress.transfer.remaining < 60:
+            lab.servers["intel"].faults = [Fault("*", "raw", body=b"<html>", times=-1)]
+
+    lab.on_progress = nonsense
+    with pytest.raises(UndecidedError, match="not an answer of XAPI") as told:
+        await move(lab.request("intel/sky2"), lab.store, lab.observe)
+    assert "\n" not in str(told.value)
+    assert not lab.journal().final
+    lab.on_progress = lambda _: None
+    lab.servers["intel"].faults = []
+    lab.world.release()
+    record = await recover(lab.journal_path(), lab.store, lab.observe, "")
+    assert record.phase is Phase.COMMITTED
+    one_copy(lab, web, "sky2")
+
+
 async def test_xapi_restarts_on_the_way(lab: Lab, web: str) -> None:
     """The task is forgotten; the guest tells where it is."""
     lab.world.hold_at = 0.5

@@ -18,7 +18,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -32,7 +32,7 @@ from isthmus.errors import (
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.hypervisor.xapi import orders
-from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError
+from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError, XapiNonsenseError
 from isthmus.hypervisor.xapi.inventory import guest_of
 from isthmus.hypervisor.xapi.records import Ref, TaskRecord, TaskStatus
 from isthmus.migration.decision import Action, decide
@@ -272,19 +272,24 @@ class _Run:
         phase = self._reached()
         if phase not in MAY_HAVE_RUN:
             self._roll_back(why or "nothing was ordered")
+        try:
+            await self._end(why, phase, patience_s, use)
+        except (XapiGoneError, XapiFailureError, XapiNonsenseError) as error:
+            self._undecided(why, str(error))
+
+    async def _end(self, why: str, phase: Phase, patience_s: float | None, use: str) -> None:
+        """What :meth:`settle` does once an order may have been given."""
         seen = await self._at_rest(patience_s)
         if use:
             seen = await self._impose(seen, use)
         decision = decide(situation(phase, seen))
         if decision.action is Action.ROLL_BACK and seen.runs[0]:
             self._roll_back(why or decision.reason)
-        if decision.action is Action.FINISH:
-            wrong = await self._verify(seen, phase)
-            if not wrong:
-                await self._commit()
-                return
+        if decision.action is not Action.FINISH:
+            self._undecided(why, told(seen, decision))
+        if wrong := await self._verify(seen, phase):
             self._undecided(why, wrong)
-        self._undecided(why, told(seen, decision))
+        await self._commit()
 
     def _reached(self) -> Phase:
         """The last phase on the way, before anything was put right."""
@@ -365,7 +370,7 @@ class _Run:
             await self._asked(lambda: orders.forget(self.ends.source, task))
         self.enter(Phase.COMMITTED)
 
-    def _roll_back(self, why: str) -> None:
+    def _roll_back(self, why: str) -> NoReturn:
         """Write that the guest is where it was; XAPI has left it there.
 
         :raises RolledBackError: always.
@@ -377,12 +382,12 @@ class _Run:
                     self.enter(phase, why if phase is Phase.ROLLING_BACK else "")
         raise RolledBackError(f"{why}; the guest runs on its source", remedy="nothing was lost")
 
-    def _undecided(self, why: str, reason: str) -> None:
+    def _undecided(self, why: str, reason: str) -> NoReturn:
         """Write that nobody can tell.
 
         :raises UndecidedError: always.
         """
-        text = f"{why}; {reason}" if why else reason
+        text = f"{why}; {reason}" if why and why != reason else reason
         with contextlib.suppress(IsthmusError):
             self.enter(Phase.UNDECIDED, text)
         raise UndecidedError(
