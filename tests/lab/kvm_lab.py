@@ -21,13 +21,13 @@ class Lab:
         self.folder = folder
         self.run = folder / "run"
 
-    def isthmus(self, *arguments: str, status: int = 0) -> str:
+    def isthmus(self, *arguments: str, status: int = 0, patience_s: float = 280) -> str:
         """What a command prints, or its complaint where it is to fail with ``status``."""
-        code, said = self.attempt(*arguments)
+        code, said = self.attempt(*arguments, patience_s=patience_s)
         assert code == status, said
         return said
 
-    def attempt(self, *arguments: str) -> tuple[int, str]:
+    def attempt(self, *arguments: str, patience_s: float = 280) -> tuple[int, str]:
         """The exit status of a command, and what it prints or complains of."""
         done = subprocess.run(
             [sys.executable, "-c", "from isthmus.cli.main import main; main()", *arguments],
@@ -39,7 +39,7 @@ class Lab:
             },
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=patience_s,
             check=False,
         )
         assert "Traceback" not in done.stderr

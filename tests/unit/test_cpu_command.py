@@ -93,6 +93,27 @@ def test_check_refuses_and_says_which_rule(tmp_path: Path) -> None:
     assert alike["blocking"] == []
 
 
+def test_check_predicts_the_death_by_what_is_hidden_and_used(tmp_path: Path) -> None:
+    """Under KVM a feature hidden in CPUID runs all the same, until the guest is elsewhere."""
+    old, new = saved("Penryn", tmp_path), saved("EPYC", tmp_path)
+    move = ("check", old, "--on", new, "--to", old, "--hypervisor", "kvm", "--json")
+
+    def rules(*more: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for finding in json.loads(isthmus(*move, *more).stdout)[0]["findings"]:
+            found.setdefault(finding["rule"], set()).add(
+                f"{finding['severity']}:{finding['subject']}"
+            )
+        return found
+
+    unscanned = rules()
+    assert unscanned["hidden-still-runs"] == {"warn:hidden"}
+    assert "hidden-and-used" not in unscanned
+    assert rules("--uses", "sse4a,popcnt")["hidden-and-used"] == {"refuse:sse4a", "refuse:popcnt"}
+    assert "hidden-and-used" not in rules("--uses", "sse4.1")
+    assert "hidden-and-used" not in rules("--uses", "sse4a", "--hypervisor", "tcg")
+
+
 def test_check_accepts_a_risk_by_name(tmp_path: Path) -> None:
     amd, intel = saved("EPYC", tmp_path), saved("Skylake-Server", tmp_path)
     plain = json.loads(isthmus("check", amd, "--to", intel, "--json").stdout)[0]
@@ -119,6 +140,7 @@ def test_the_matrix_judges_every_ordered_pair(tmp_path: Path) -> None:
         (["check", "./a.json"], "name one GUEST"),
         (["check", "./nowhere.json", "--to", "./a.json"], "nowhere.json"),
         (["check", "--matrix", "a.json", "--to", "b.json"], "exclude"),
+        (["check", "a.json", "--to", "b.json", "--uses", "flux"], "flux: no known CPU feature"),
         (["cpu", "diff", "./nowhere", "./nowhere"], "nowhere"),
     ],
 )

@@ -241,3 +241,48 @@ async def test_a_page_of_no_documented_form_is_left_and_told_of(
     assert page(machine) == broken
     assert record.written == ()
     assert record.left == {"hypercall page: of no documented form": 1}
+
+
+async def test_where_qemu_is_on_another_machine_the_stub_is_asked_for_the_sites(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a lab host: no file that QEMU writes comes here, on the way out nor on the way home."""
+
+    async def dump(*_) -> bytes:
+        raise guest.AfarError("QEMU writes its files on another machine")
+
+    async def place(*_) -> Placed:
+        return Placed(slide=0, physical=-BASE, afar=True)
+
+    monkeypatch.setattr(guest, "dump", dump)
+    monkeypatch.setattr(guest, "place", place)
+    away = await rewriter(tmp_path, 1, frozenset({"sse2"})).apply(machine)
+    assert (stands(machine), away.problem) == (AWAY, "")
+    # Whether a context stands inside cannot be looked up there, so the site stays as it works.
+    home = await rewriter(tmp_path, 2, FEATURES).apply(machine)
+    assert (stands(machine), home.written) == (AWAY, away.written)
+    assert home.left == {"rdtscp: a context may stand inside": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "abroad", "left"),
+    [
+        (RewriteRecord(problem="its notes differ"), True, "its notes differ"),
+        (RewriteRecord(), True, "no hypercall was found in its kernel"),
+        (RewriteRecord(), False, ""),
+        (RewriteRecord(left={"rdtscp: a vCPU stands inside": 1}), False, ""),
+        (RewriteRecord(left={"vmmcall: a vCPU stands inside": 1}), False,
+         "vmmcall: a vCPU stands inside"),
+    ],
+)  # fmt: skip
+def test_a_guest_does_not_run_with_hypercalls_of_the_wrong_maker(
+    record: RewriteRecord, abroad: bool, left: str
+) -> None:
+    assert record.hypercalls_left(abroad=abroad) == left
+
+
+async def test_pieces_of_memory_come_in_packets_that_the_stub_can_send(machine: Machine) -> None:
+    machine.memory[:] = bytes(range(256)) * 32
+    asked = [(0x10, 3), (0x100, 0x1801), (0, 0)]
+    found = await guest.pieces(machine, asked)
+    assert found == [bytes(machine.memory[at : at + size]) for at, size in asked]

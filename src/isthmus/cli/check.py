@@ -7,6 +7,7 @@ import click
 
 from isthmus.cli.hosts import read_hosts
 from isthmus.cli.placements import covered, translate_options
+from isthmus.cpu.features import find
 from isthmus.cpu.model import CpuModel
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.divergence.finding import Finding, Severity
@@ -47,6 +48,15 @@ class Cell(Value, frozen=True):
     "--hypervisor", type=click.Choice(["kvm", "tcg", "xen", "hyper-v", "vmware"]),
     help="What runs guests on the hosts; left out, the most cautious answer.",
 )  # fmt: skip
+@click.option(
+    "--on",
+    "runs_on",
+    metavar="HOST",
+    help="The host it runs on: tells what the guest can use there without having been shown it.",
+)
+@click.option(
+    "--uses", default="", metavar="FEATURE,…", help="All that its programs use, if that is known."
+)
 @click.option("--cmdline", default="", help="The guest kernel's command line.")
 @click.option(
     "--cpuinfo", type=click.Path(path_type=Path), help="The guest's own /proc/cpuinfo (its bugs)."
@@ -63,6 +73,8 @@ def check(
     kernel: str,
     memory: int,
     hypervisor: str | None,
+    runs_on: str | None,
+    uses: str,
     cmdline: str,
     cpuinfo: Path | None,
     as_json: bool,
@@ -79,12 +91,14 @@ def check(
       isthmus check phenom --to Penryn --translate --memory 512
       isthmus check Haswell --to IvyBridge --placement inside
       isthmus check guest.txt --to host1.txt --to host2.txt --kernel 6.1.0-18 --json
+      isthmus check guest.txt --on EPYC --uses sse4a --hypervisor kvm --to Skylake-Server
       isthmus check --matrix EPYC-Milan Icelake-Server Skylake-Server
     """
     options = _Options(
         translate=translate, placement=placement, accepted=accepted, system=system, kernel=kernel,
         memory_mib=memory, hypervisor=hypervisor or "", command_line=cmdline,
         bugs=_bugs(cpuinfo) if cpuinfo else None,
+        source=read_hosts((runs_on,))[0] if runs_on else None, uses=_features(uses),
     )  # fmt: skip
     if matrix:
         if to:
@@ -115,12 +129,15 @@ class _Options(Value, frozen=True):
     hypervisor: str
     command_line: str
     bugs: frozenset[str] | None
+    source: CpuModel | None
+    uses: frozenset[str] | None
 
 
 def _judge(guest: CpuModel, host: CpuModel, options: _Options) -> Preflight:
     evidence = GuestEvidence(
         shown=guest, system=options.system, kernel=options.kernel,
         memory_mib=options.memory_mib, command_line=options.command_line, bugs=options.bugs,
+        uses=options.uses,
     )  # fmt: skip
     return preflight(
         guest.name,
@@ -130,7 +147,13 @@ def _judge(guest: CpuModel, host: CpuModel, options: _Options) -> Preflight:
         translatable=covered(options.translate, options.placement, avx="avx" in guest.features),
         accepted=options.accepted,
         hypervisor=options.hypervisor,
+        source=options.source,
     )
+
+
+def _features(words: str) -> frozenset[str] | None:
+    """The features named, by their canonical names; None if none is, since nobody has looked."""
+    return frozenset(find(word).name for word in words.split(",") if word.strip()) or None
 
 
 def _bugs(path: Path) -> frozenset[str]:

@@ -222,21 +222,33 @@ def selftest(only: str, list_only: bool, write: Path | None, qemu: str, as_json:
     except ValueError as error:
         raise InputError(f"--only {only}: not numbers", remedy="--only 1,5") from error
     cases = chosen(numbers)
+    if write is not None and not write.parent.is_dir():
+        raise InputError(f"{write.parent}: no such folder", remedy="name a file in a folder")
     if list_only:
         for case in cases:
             click.echo(f"{case.number:2}  {case.title} ({', '.join(case.hosts)})")
         return
     progress = _progress()
 
+    def keep(report: Report) -> None:
+        if write is not None:
+            try:
+                write.write_text(table.page(report), encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{write}: {error.strerror}") from error
+
     async def work() -> Report:
         program = await asyncio.to_thread(find_qemu, qemu)
         return await run_cases(
-            cases, program, run=run_folder(), cache=cache_folder(), progress=progress
+            cases,
+            program,
+            run=run_folder(),
+            cache=cache_folder(),
+            progress=progress,
+            so_far=keep,
         )
 
     report = shared.run(work())
-    if write is not None:
-        write.write_text(table.page(report), encoding="utf-8")
     click.echo(to_json(report) if as_json else "\n".join(table.lines(report)))
     if not report.as_expected:
         raise IsthmusError("not all went as expected", remedy="the table says what was seen")

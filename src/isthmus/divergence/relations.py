@@ -153,15 +153,24 @@ def _new_features(s: Situation) -> Hits:
 
 
 def _hidden_but_there(s: Situation) -> Hits:
-    if s.source is None:
-        return
-    hidden = sorted(
+    if s.source is not None and (hidden := _hidden(s.source, s)):
+        yield Hit(subject="hidden", evidence=f"{s.source.name} has {_some(hidden)}")
+
+
+def _hidden_and_used(s: Situation) -> Hits:
+    if s.source is not None and s.guest.uses is not None:
+        for name in _hidden(s.source, s):
+            if name in s.guest.uses:
+                yield Hit(subject=name, evidence=f"not shown at boot, and {s.source.name} has it")
+
+
+def _hidden(source: CpuModel, s: Situation) -> list[str]:
+    """Instructions that run where the guest is, although it was not shown them, and not there."""
+    return sorted(
         name
-        for name in s.source.features - s.guest.shown.features - s.destination.features - GATED
+        for name in source.features - s.guest.shown.features - s.destination.features - GATED
         if name in FEATURES and FEATURES[name].kind == "instruction"
     )
-    if hidden:
-        yield Hit(subject="hidden", evidence=f"{s.source.name} has {_some(hidden)}")
 
 
 def _library_level_falls(s: Situation) -> Hits:
@@ -202,6 +211,7 @@ RELATIONS: Mapping[str, Callable[[Situation], Hits]] = {
     "restrictions-appear": _restrictions_appear,
     "new-features": _new_features,
     "hidden-but-there": _hidden_but_there,
+    "hidden-and-used": _hidden_and_used,
     "library-level-falls": _library_level_falls,
 }
 """Every relation by the name that rules use."""

@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 from qemu.qmp import EventListener
 
-from isthmus.errors import IsthmusError, RolledBackError, UndecidedError
+from isthmus.errors import HypervisorError, IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process, stream
+from isthmus.migration import arrival
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.record import (
@@ -230,6 +231,7 @@ class _Run:
                 uri, lambda transfer: self.observer(Progress(phase=Phase.MOVING, transfer=transfer))
             )
             await self.enter(Phase.SWITCHED)
+            await self._arrived()
             await self._start()
             resumed = await _last_stamp(resumes, patience_s=5.0)
             stopped = await _last_stamp(stops, patience_s=0.0)
@@ -245,11 +247,27 @@ class _Run:
             )
         )
 
+    async def _arrived(self) -> None:
+        """Compare what both sides have in their registers, while both stand still.
+
+        :raises HypervisorError: the destination's hypervisor did not take the guest's state.
+        """
+        here, there = await asyncio.gather(
+            self.source.monitor.human(arrival.COMMAND),
+            self.destination.monitor.human(arrival.COMMAND),
+        )
+        if missing := arrival.lost(here, there):
+            raise HypervisorError(
+                f"the destination's hypervisor did not take the guest's registers: {missing}"
+            )
+
     async def _start(self) -> None:
         """Let the destination run.  The journal says so first: it may have run from here on."""
         if self.armed is not None:
-            if self.journal.record.plan.rewrite is not None:
-                await self.armed.rewrite()
+            if (order := self.journal.record.plan.rewrite) is not None:
+                done = await self.armed.rewrite()
+                if order.needed and (left := done.hypercalls_left(abroad=True)):
+                    raise IsthmusError(f"the guest's hypercalls cannot be rewritten: {left}")
             if self.destination.side.translator is not None:
                 await self.armed.arm()
                 self.destination.translator = self.armed

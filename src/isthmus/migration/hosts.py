@@ -7,7 +7,7 @@ file.  The hosts are named CPU models; what each truly offers is asked of QEMU.
 import contextlib
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -39,6 +39,9 @@ from isthmus.translate.rewrite.record import read_record as read_rewritten
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.translate.table import Placement
 from isthmus.values import Value
+
+ASSURED = ("vendor-stated", "cpu-enforced", "registers-compared")
+"""What a move between these hosts always sees to (``divergence/data/facts.json``)."""
 
 
 class Machine(Value, frozen=True):
@@ -156,15 +159,25 @@ class Hosts:
         return guest
 
     def check(
-        self, guest: Guest, host: str, *, translate: bool = True, accepted: Collection[str] = ()
+        self,
+        guest: Guest,
+        host: str,
+        *,
+        translate: bool = True,
+        rewrite: bool = True,
+        accepted: Collection[str] = (),
     ) -> Preflight:
         """All checks of a move to ``host``; takes no step.
 
         :param translate: whether the translator outside may be armed.
+        :param rewrite: whether it may also rewrite the kernel's patch sites.
         """
-        return self._judge(guest, host, served(guest, translate=translate), accepted)
+        by = served(guest, translate=translate)
+        return self._judge(guest, host, by, accepted, rewrite=rewrite and translate)
 
-    def _judge(self, guest: Guest, host: str, by: Service, accepted: Collection[str]) -> Preflight:
+    def _judge(
+        self, guest: Guest, host: str, by: Service, accepted: Collection[str], *, rewrite: bool
+    ) -> Preflight:
         evidence = GuestEvidence(
             shown=guest.shown,
             vcpus=guest.spec.vcpus,
@@ -180,6 +193,9 @@ class Hosts:
             accepted=accepted,
             hypervisor=self.accelerator.value,
             facts=self.facts(),
+            manager="qemu",
+            assured=(*ASSURED, *(("repairs-hypercalls",) if rewrite else ())),
+            source=self._source(guest),
         )
 
     async def move(
@@ -191,9 +207,11 @@ class Hosts:
         accepted: Collection[str] = (),
         observer: engine.Observer = lambda _: None,
         checkpoint: engine.Checkpoint = engine.nothing,
+        alter: Callable[[LaunchSpec], LaunchSpec] = lambda spec: spec,
     ) -> MigrationRecord:
         """Move a guest to ``host``.
 
+        :param alter: changes how the destination is launched; tests make it refuse there.
         :raises RefusedError: preflight found what could not work; nothing was touched.
         :raises RolledBackError: it failed and the guest runs on its source.
         :raises UndecidedError: the operator has to decide.
@@ -206,10 +224,13 @@ class Hosts:
                     remedy="isthmus migrate --resume finishes it or rolls it back",
                 )
             by = served(guest, translate=options.translate is not False)
-            verdict = self._judge(guest, host, by, accepted)
+            rewrite = options.rewrite and options.translate is not False
+            verdict = self._judge(guest, host, by, accepted, rewrite=rewrite)
             verdict.require()
             translation = translation_for(guest, verdict, by, warn_share=options.warn_share)
             plan = self._plan(guest, host, verdict, translation, options)
+            if plan.spec is not None:
+                plan = msgspec.structs.replace(plan, spec=alter(plan.spec))
             return await engine.move(
                 plan,
                 journals=self.store.journals,
@@ -218,6 +239,13 @@ class Hosts:
                 checkpoint=checkpoint,
                 adopt=lambda record: adopt(self.store, record),
             )
+
+    def _source(self, guest: Guest) -> CpuModel | None:
+        """What the guest's present host can do; None where that is not known any more."""
+        try:
+            return self.offered(guest.host)
+        except InputError:
+            return None
 
     def _plan(
         self,
@@ -230,7 +258,8 @@ class Hosts:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
         outside = translation is not None and translation.placement is Placement.OUTSIDE
         rewrite = None
-        if guest.rewritten is not None or (options.rewrite and outside):
+        needed = any(finding.rule == "hypercalls-rewritten" for finding in verdict.findings)
+        if guest.rewritten is not None or needed or (options.rewrite and outside):
             rewrite = RewriteOrder(
                 record=folder / RECORD,
                 born=guest.shown.features,
@@ -240,6 +269,7 @@ class Hosts:
                 memory_mib=guest.spec.memory_mib,
                 kernel=guest.spec.kernel,
                 prior=guest.rewritten,
+                needed=needed,
             )
         channel, dial = self.way(host, folder, options.channel)
         return Plan(

@@ -63,15 +63,24 @@ def preflight(
     accepted: Collection[str] = (),
     hypervisor: str = "",
     facts: Mapping[str, bool] | None = None,
+    manager: str = "",
+    assured: Collection[str] = (),
+    source: CpuModel | None = None,
 ) -> Preflight:
     """Check a guest against a destination host that offers ``offer``.
 
     :param hypervisor: what runs guests on both hosts (``kvm``, ``tcg`` …), empty if unknown.
     :param facts: what else is known of both hosts (``divergence/data/facts.json``).
+    :param manager: what drives it there (``qemu`` …), empty if unknown.
+    :param assured: what the mover sees to there: facts of a host (``data/facts.json``).
+    :param source: what the source's CPU can do, where that is known.
     """
     shown = shown_on(evidence.shown, offer)
-    host = HostEvidence(hypervisor=hypervisor, facts=dict(facts or {}))
-    found = findings(evidence, offer, shown, translatable=translatable, here=host, there=host)
+    here = HostEvidence(hypervisor=hypervisor, manager=manager, facts=dict(facts or {}))
+    there = here.replace(facts=here.facts | dict.fromkeys(assured, True))
+    found = findings(
+        evidence, offer, shown, translatable=translatable, source=source, here=here, there=there
+    )
     return Preflight(
         guest=guest,
         source_host=source_host,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from isthmus.errors import IsthmusError
 from isthmus.translate.rewrite import guest
 from isthmus.translate.rewrite.contexts import interrupted
-from isthmus.translate.rewrite.guest import Placed, Standing, UnknownKernelError
+from isthmus.translate.rewrite.guest import AfarError, Placed, Standing, UnknownKernelError
 from isthmus.translate.rewrite.image import LIMIT, PAGE, KernelImage
 from isthmus.translate.rewrite.pages import changes as page_changes
 from isthmus.translate.rewrite.pages import placeholders
@@ -131,22 +131,29 @@ class Rewriter:
     async def _changes(self, stub: Stub, placed: Placed, known: dict[int, Written]) -> list[Change]:
         """What the host wants, from the text as it was at home."""
         assert self._image is not None
-        folder = self.order.record.parent
-        live: dict[int, bytes] = {}
-        text = self._image.text
-        content = await guest.dump(stub, placed.place(text.address), text.size, folder)
+        live = await self._live(stub, placed)
         for site in self._sites:
-            size = len(site.original)
-            if not site.vdso:
-                at = site.address - text.address
-                live[site.address] = content[at : at + size]
-            else:
-                physical = placed.place(site.address)
-                live[site.address] = await guest.dump(stub, physical, size, folder)
             if (one := known.get(site.address + placed.slide)) is not None:
                 live[site.address] = one.home
         home = Host(features=self.order.born, maker="")
         return plan(self._sites, live, home, Host(self.order.features, self.order.maker))
+
+    async def _live(self, stub: Stub, placed: Placed) -> dict[int, bytes]:
+        """What stands at each site, by its linear address in the image."""
+        assert self._image is not None
+        folder = self.order.record.parent
+        text = self._image.text
+        near = [] if placed.afar else [site for site in self._sites if not site.vdso]
+        rest = [site for site in self._sites if placed.afar or site.vdso]
+        live: dict[int, bytes] = {}
+        if near:
+            content = await guest.dump(stub, placed.place(text.address), text.size, folder)
+            for site in near:
+                at = site.address - text.address
+                live[site.address] = content[at : at + len(site.original)]
+        places = [(placed.place(site.address), len(site.original)) for site in rest]
+        found = await guest.pieces(stub, places) if rest else []
+        return live | {site.address: data for site, data in zip(rest, found, strict=True)}
 
     def _pages(self, placed: Placed | None) -> Iterator[tuple[int, int]]:
         """Linear and physical address of each page that may hold hypercalls."""
@@ -160,7 +167,7 @@ class Rewriter:
         self, stub: Stub, address: int, physical: int, known: dict[int, Written]
     ) -> list[Change] | None:
         """What the host wants there, from the page as it was at home; None if it is none."""
-        page = bytearray(await guest.dump(stub, physical, PAGE, self.order.record.parent))
+        page = bytearray(b"".join(await guest.pieces(stub, [(physical, PAGE)])))
         for one in known.values():
             if physical <= one.physical < physical + PAGE:
                 at = one.physical - physical
@@ -184,7 +191,10 @@ class Rewriter:
         found: set[int] = set()
         for at in range(0, self.order.memory_mib * _MIB, _STRETCH):
             size = min(_STRETCH, self.order.memory_mib * _MIB - at)
-            data = await guest.dump(stub, at, size, self.order.record.parent)
+            try:
+                data = await guest.dump(stub, at, size, self.order.record.parent)
+            except AfarError:
+                return None  # too much to ask the stub for
             found |= interrupted(data, doubtful)
         return frozenset(found)
 

@@ -1,14 +1,16 @@
 """A paused guest's kernel, seen through QEMU's debug stub: where it lies, what stands in it.
 
 The kernel's text is one stretch of physical memory (arch/x86/mm/ident_map.c; ``phys_base``), which
-QEMU writes to a file in one step (``pmemsave``); asking the stub for it would take seconds.  KASLR
-moves the text by a multiple of 2 MiB (CONFIG_PHYSICAL_ALIGN): the one at which the page of the #UD
-entry is the image's.  That the image is the right one is proved by its notes, which hold the
-build's id and stay in memory (they are /sys/kernel/notes).
+QEMU writes to a file in one step (``pmemsave``); asking the stub for it would take seconds.  Where
+QEMU runs on another machine that file is not to be had, and the stub is asked for the sites alone.
+
+KASLR moves the text by a multiple of 2 MiB (CONFIG_PHYSICAL_ALIGN): the one at which the page of
+the #UD entry is the image's.  That the image is the right one is proved by its notes, which hold
+the build's id and stay in memory (they are /sys/kernel/notes).
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from isthmus.errors import HypervisorError
@@ -27,10 +29,15 @@ _ALIGNMENT, _SLIDES = 2 << 20, 512
 # Of the entry's page, which is full of patch sites (6.12: a tenth differs); other pages of text are
 # alike in a few hundredths.  The notes prove it then.
 _ALIKE = 0.6
+_PACKET = 0x400  # QEMU gdbstub/gdbstub.c, MAX_PACKET_LENGTH 4096: in hexadecimal digits
 
 
 class UnknownKernelError(HypervisorError):
     """The guest does not run the kernel of this image, or no kernel that can be found."""
+
+
+class AfarError(UnknownKernelError):
+    """QEMU has written a file, and it is not here: QEMU runs on another machine."""
 
 
 class Standing(Value, frozen=True):
@@ -46,10 +53,14 @@ class Standing(Value, frozen=True):
 
 
 class Placed(Value, frozen=True):
-    """Where the image lies: what to add to its linear addresses, and to make them physical."""
+    """Where the image lies: what to add to its linear addresses, and to make them physical.
+
+    ``afar``: QEMU runs on another machine, whose files are not to be had.
+    """
 
     slide: int
     physical: int
+    afar: bool = False
 
     def place(self, address: int) -> int:
         """The physical address of a linear one of the image."""
@@ -109,7 +120,12 @@ async def place(stub: Stub, where: Standing, image: KernelImage, folder: Path) -
     notes = image.section(".notes")
     if notes is None or not notes.size:
         raise UnknownKernelError("the kernel image has no notes to know it by")
-    live = await dump(stub, placed.place(notes.address), notes.size, folder)
+    at = placed.place(notes.address)
+    try:
+        live = await dump(stub, at, notes.size, folder)
+    except AfarError:
+        placed = Placed(slide=placed.slide, physical=placed.physical, afar=True)
+        (live,) = await pieces(stub, [(at, notes.size)])
     if live != image.content(notes):
         raise UnknownKernelError(
             "the guest does not run the kernel of this image: its notes differ"
@@ -142,16 +158,39 @@ async def dump(stub: Stub, physical: int, size: int, folder: Path) -> bytes:
     """Physical memory, by way of a file that QEMU writes into ``folder`` and we remove.
 
     :raises UnknownKernelError: QEMU cannot write it.
+    :raises AfarError: it has written it on another machine.
     """
     path = folder / "memory.part"
     try:
         said = await stub.command(f'pmemsave {physical} {size} "{path}"')
+        if not path.exists() and not said.strip():
+            raise AfarError("QEMU writes its files on another machine")
         data = path.read_bytes() if path.exists() else b""
     finally:
         path.unlink(missing_ok=True)
     if len(data) != size:
         raise UnknownKernelError(f"QEMU cannot save the guest's memory: {said.strip()[:200]}")
     return data
+
+
+async def pieces(stub: Stub, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Pieces of physical memory (address, size), asked of the stub all at once.
+
+    :raises UnknownKernelError: one is no memory.
+    """
+    parts = [
+        (at + done, min(_PACKET, size - done))
+        for at, size in places
+        for done in range(0, size, _PACKET)
+    ]
+    answers = await stub.ask(
+        b"Qqemu.PhyMemMode:1", *(b"m%x,%x" % part for part in parts), b"Qqemu.PhyMemMode:0"
+    )
+    try:
+        read = iter([bytes.fromhex(answer.decode()) for answer in answers[1:-1]])
+    except ValueError as error:
+        raise UnknownKernelError("the guest has no memory where its kernel should be") from error
+    return [b"".join(next(read) for _ in range(0, size, _PACKET)) for _, size in places]
 
 
 async def write(stub: Stub, writes: Collection[tuple[int, bytes]]) -> bool:

@@ -14,6 +14,8 @@ from isthmus.values import Value, read_value, to_json
 
 SCHEMA_VERSION = 1
 RECORD = "rewritten.json"
+HYPERCALLS = "vmmcall"
+"""What the hypercalls are named in ``data/rewrites.json``."""
 
 
 class Written(Value, frozen=True):
@@ -57,6 +59,18 @@ class RewriteRecord(Value, frozen=True):
     problem: str = ""
     schema: int = SCHEMA_VERSION
 
+    def hypercalls_left(self, *, abroad: bool) -> str:
+        """Why the guest would call its hypervisor by the wrong instruction; empty if it would not.
+
+        :param abroad: the host is of another maker than the one it was born on.
+        """
+        left = [words for words in self.left if words.startswith((HYPERCALLS, "hypercall page"))]
+        if self.problem or left:
+            return self.problem or left[0]
+        if abroad and not any(one.why == HYPERCALLS for one in self.written):
+            return "no hypercall was found in its kernel"
+        return ""
+
 
 class RewriteOrder(Value, frozen=True):
     """What is to be done to the guest that a paused QEMU has loaded.
@@ -65,7 +79,8 @@ class RewriteOrder(Value, frozen=True):
     features that the guest saw at boot, ``features`` those it is shown here; ``maker`` the CPUID
     vendor of this host; ``prior`` the record of the process that the guest comes from;
     ``record`` where the new one goes; ``memory_mib`` the guest's memory in MiB; ``pages`` the
-    physical addresses of hypercall pages, where they are known.
+    physical addresses of hypercall pages, where they are known.  ``needed``: the guest must not run
+    here unless its hypercalls are those of this maker.
     """
 
     record: Path
@@ -76,6 +91,7 @@ class RewriteOrder(Value, frozen=True):
     kernel: Path | None = None
     prior: Path | None = None
     pages: tuple[int, ...] = ()
+    needed: bool = False
 
 
 def read_record(path: Path | None) -> RewriteRecord:

@@ -15,6 +15,7 @@ from isthmus.cpu.model import CpuModel
 from isthmus.errors import IsthmusError, RefusedError, RolledBackError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
+from isthmus.hypervisor.qemu.process import LaunchSpec
 from isthmus.migration import engine
 from isthmus.migration.hosts import Machine
 from isthmus.migration.record import MigrationRecord, records
@@ -90,6 +91,7 @@ class Bench:
         clock: str = "kvm-clock",
         words: str = "",
         paravirtual: tuple[str, ...] = (),
+        module: bool = False,
     ) -> AsyncIterator[str]:
         """A guest on ``host`` whose payload has reported, by its name; it ends with the block.
 
@@ -99,6 +101,7 @@ class Bench:
         :param image: what it boots, if not the usual image of ``kernel``.
         :param words: more words for its kernel's command line.
         :param paravirtual: what its hypervisor offers it besides, in QEMU's words.
+        :param module: its image loads the translator's module.
         """
         self._started += 1
         name = f"self{self._started}"
@@ -117,7 +120,9 @@ class Bench:
         )
         self.note(f"a guest boots on {host}")
         self._forget(name)
-        started = await self.hosts.start(name, host, machine, shown=shown, lives_with_parent=True)
+        started = await self.hosts.start(
+            name, host, machine, shown=shown, module=module, lives_with_parent=True
+        )
         try:
             await self.until(
                 lambda: b" tick " in _bytes(started.process.payload),
@@ -160,15 +165,23 @@ class Bench:
         translate: bool | None = None,
         rewrite: bool = True,
         verify_s: float = VERIFY_S,
+        alter: Callable[[LaunchSpec], LaunchSpec] = lambda spec: spec,
     ) -> Moved:
         """Move a guest as ``isthmus migrate`` does; what fails is told, not raised.
 
         A move that was rolled back because the emulated host was too slow to answer is tried again.
+
+        :param accepted: the risks that are taken, by rule; ``*`` is every one that is found.
+        :param alter: how the destination is launched otherwise than it should be.
         """
+        if "*" in accepted:
+            found = self.hosts.check(self.read(name), to, translate=translate is not False)
+            accepted = [finding.rule for finding in found.blocking]
+        options = engine.Options(
+            verify_s=verify_s, translate=translate, rewrite=rewrite, lives_with_parent=True
+        )
         for _ in range(MOVE_TRIES):
-            moved = await self._move(
-                name, to, accepted=accepted, translate=translate, rewrite=rewrite, verify_s=verify_s
-            )
+            moved = await self._move(name, to, options, accepted, alter)
             if _TOO_SLOW not in moved.why:
                 break
         return moved
@@ -177,23 +190,14 @@ class Bench:
         self,
         name: str,
         to: str,
-        *,
+        options: engine.Options,
         accepted: Collection[str],
-        translate: bool | None,
-        rewrite: bool,
-        verify_s: float,
+        alter: Callable[[LaunchSpec], LaunchSpec],
     ) -> Moved:
         self.note(f"it moves to {to}")
         before = set(self.store.journals.glob("*"))
         try:
-            record = await self.hosts.move(
-                name,
-                to,
-                engine.Options(
-                    verify_s=verify_s, translate=translate, rewrite=rewrite, lives_with_parent=True
-                ),
-                accepted=accepted,
-            )
+            record = await self.hosts.move(name, to, options, accepted=accepted, alter=alter)
         except RefusedError as error:
             return Moved(outcome="refused", why=error.message)
         except RolledBackError as error:

@@ -4,6 +4,8 @@ On silicon a masked CPUID bit masks no instruction (Linux Documentation/virt/kvm
 program that ignores CPUID lives as long as its guest stays, and dies after the move.
 """
 
+from isthmus.divergence.evidence import GuestEvidence
+from isthmus.migration.preflight import preflight
 from isthmus.qualification.kvm.cases.bench import Bench
 from isthmus.qualification.kvm.cases.case import Case, Part, last_lines, part
 
@@ -24,6 +26,7 @@ async def run(bench: Bench) -> list[Part]:
             f"{'hidden' if hidden else 'shown'}, EXTRQ ran {runs} times",
             holds=hidden and lives and runs > 0,
         )
+        predicted = _predicted(bench, name)
         moved = await bench.move(name, ABROAD, translate=False)
         word = await bench.says(name, DEATH)
         console = bench.consoles(name)
@@ -36,7 +39,29 @@ async def run(bench: Bench) -> list[Part]:
             if "Oops" in console
             else last_lines(console, DEATH),
         )
-    return [at_home, abroad]
+    return [at_home, predicted, abroad]
+
+
+def _predicted(bench: Bench, name: str) -> Part:
+    """What the check says, before and after somebody has looked what the programs use."""
+    guest = bench.read(name)
+    unseen = bench.hosts.check(guest, ABROAD, translate=False)
+    scanned = preflight(
+        name,
+        GuestEvidence(shown=guest.shown, uses=frozenset({"sse4a"})),
+        HOME,
+        bench.hosts.offered(ABROAD),
+        hypervisor="kvm",
+        source=bench.hosts.offered(HOME),
+    )
+    warned = any(finding.rule == "hidden-still-runs" for finding in unseen.findings)
+    refused = any(finding.rule == "hidden-and-used" for finding in scanned.blocking)
+    return part(
+        "checked before the move",
+        "warned of by hidden-still-runs; refused by hidden-and-used where a scan found SSE4a",
+        f"{'warned of' if warned else 'no warning'}; {'refused' if refused else 'not refused'}",
+        holds=warned and refused and not unseen.blocking,
+    )
 
 
 CASE = Case(2, "masked instructions that still run", ("phenom", "opteron2"), run)

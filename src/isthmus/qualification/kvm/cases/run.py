@@ -55,12 +55,14 @@ async def selftest(
     run: Path,
     cache: Path,
     progress: Callable[[str], None] = lambda _: None,
+    so_far: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Run the cases one after another on the lab hosts that they need.
 
     A lab host of this user that is up is used; one that is not is started, and ended afterwards.
 
     :param run: the folder of what runs (``isthmus.places.run_folder``).
+    :param so_far: is told after each case, so that a run that is cut short leaves what it saw.
     :raises HypervisorError: a host does not come up.
     """
     begun = time.monotonic()
@@ -79,21 +81,26 @@ async def selftest(
 
         pool = await lab_hosts(hosts, store)
         bench = Bench(pool, image, progress)
-        outcomes = [await _try(case, bench, progress) for case in cases]
-        release = image(None).release
+        report = Report(
+            hosts=tuple(_told(host) for host in hosts.values()),
+            guest_kernel=(await bench.image()).release,
+            at=at,
+            seconds=0.0,
+            outcomes=(),
+        )
+        for case in cases:
+            outcome = await _try(case, bench, progress)
+            report = report.replace(
+                outcomes=(*report.outcomes, outcome), seconds=time.monotonic() - begun
+            )
+            so_far(report)
     finally:
         for host in own:
             together.end(host)
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             lab_folder().rmdir()
-    return Report(
-        hosts=tuple(_told(host) for host in hosts.values()),
-        guest_kernel=release,
-        at=at,
-        seconds=time.monotonic() - begun,
-        outcomes=tuple(outcomes),
-    )
+    return report
 
 
 def _folder(run: Path) -> Path:
