@@ -24,7 +24,7 @@ from isthmus.hypervisor.qemu.binary import QemuBinary
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.values import Value
 
-START_TIMEOUT_S = 90.0  # it is asked all the while whether it still lives; an emulated host is slow
+START_TIMEOUT_S = 180.0
 _SOCKET_PATH_LIMIT = 107  # bytes; sun_path in linux/un.h is 108 with its NUL
 
 

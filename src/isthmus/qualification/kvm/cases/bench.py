@@ -177,8 +177,11 @@ class Bench:
         if "*" in accepted:
             found = self.hosts.check(self.read(name), to, translate=translate is not False)
             accepted = [finding.rule for finding in found.blocking]
+        options = engine.Options(
+            verify_s=verify_s, translate=translate, rewrite=rewrite, lives_with_parent=True
+        )
         for _ in range(MOVE_TRIES):
-            moved = await self._move(name, to, accepted, translate, rewrite, verify_s, alter)
+            moved = await self._move(name, to, options, accepted, alter)
             if _TOO_SLOW not in moved.why:
                 break
         return moved
@@ -187,24 +190,14 @@ class Bench:
         self,
         name: str,
         to: str,
+        options: engine.Options,
         accepted: Collection[str],
-        translate: bool | None,
-        rewrite: bool,
-        verify_s: float,
         alter: Callable[[LaunchSpec], LaunchSpec],
     ) -> Moved:
         self.note(f"it moves to {to}")
         before = set(self.store.journals.glob("*"))
         try:
-            record = await self.hosts.move(
-                name,
-                to,
-                engine.Options(
-                    verify_s=verify_s, translate=translate, rewrite=rewrite, lives_with_parent=True
-                ),
-                accepted=accepted,
-                alter=alter,
-            )
+            record = await self.hosts.move(name, to, options, accepted=accepted, alter=alter)
         except RefusedError as error:
             return Moved(outcome="refused", why=error.message)
         except RolledBackError as error:
