@@ -28,6 +28,7 @@ _FLAGS = re.compile(r"\b(RFL|EFL)=([0-9a-f]{8})")
 _RESUME_FLAG = 1 << 16
 _VCPU = re.compile(r"^\s*CPU#(\d+)\s*$", re.MULTILINE)
 _SHOWN = 4
+_FIRST = ("CR4", "CR0", "EFER", "MXCSR")
 
 
 def lost(source: str, destination: str) -> str:
@@ -41,11 +42,17 @@ def lost(source: str, destination: str) -> str:
         return ""  # nothing was said that could be compared
     differing = [
         f"vCPU {number} {name} is {there.get((number, name), 'missing')} instead of {value}"
-        for (number, name), value in here.items()
+        for (number, name), value in sorted(here.items(), key=_telling)
         if there.get((number, name)) != value
     ]
     more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     return ", ".join(differing[:_SHOWN]) + more
+
+
+def _telling(register: tuple[tuple[int, str], str]) -> tuple[int, int]:
+    """What tells most comes first: the registers that a hypervisor refuses, vCPU by vCPU."""
+    (number, name), _ = register
+    return number, _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _registers(text: str) -> dict[tuple[int, str], str]:

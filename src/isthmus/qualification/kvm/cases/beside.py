@@ -1,6 +1,6 @@
 """Programs of this folder in a guest's image, which run beside its payload.
 
-``contend`` makes a kernel call its hypervisor; ``mxcsr`` keeps a mode that only AMD's SSE has.
+``contend`` makes a kernel call its hypervisor.
 """
 
 from collections.abc import Callable
