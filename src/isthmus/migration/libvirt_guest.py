@@ -71,7 +71,9 @@ async def read_facts(domain: Any) -> Facts:
             disk.get("device", "disk") in {"disk", "lun"} and disk.find("readonly") is None
             for disk in root.iterfind("devices/disk")
         ),
-        shown=await _shown(domain, hop.born if hop is not None else xml, name),
+        shown=await _shown(domain, xml, name)
+        if hop is None
+        else read_libvirt(hop.born, name=name, where=name),
         vcpus=int(root.findtext("vcpu") or 1),
         memory_mib=int(root.findtext("memory") or 0) >> 10,  # libvirt tells KiB
         hop=hop,
