@@ -47,7 +47,7 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    image = await asyncio.to_thread(build_image, cache_folder())
+    image = await asyncio.to_thread(build_image, cache=cache_folder())
     async with hosts_of_a_test() as (hosts, folder):
         pool = level([hosts.offered("phenom"), hosts.offered("Penryn")])
         machine = Machine(
