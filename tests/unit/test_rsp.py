@@ -193,3 +193,20 @@ def test_escapes():
     assert _unescaped(b"a}\x03b") == b"a#b"
     assert _unescaped(b"0* ") == b"0000"
     assert write_memory(0x10, b"\x01\xff") == b"M10,2:01ff"
+
+
+async def test_a_report_that_comes_late_is_no_answer(tmp_path):
+    """The guest is known to stand before its stub's report of that has come."""
+
+    class Late(Play):
+        def reply(self, request):
+            said = super().reply(request)
+            return [b"T02thread:01;", *said] if len(self.seen) > before else said
+
+    before = 1 << 30
+    play = Late({b"g": b"00ff"})
+    async with connected(play, tmp_path) as stub:
+        before = len(play.seen)
+        await stub.settle()
+        before = 1 << 30
+        assert await stub.ask(b"g") == [b"00ff"]

@@ -20,6 +20,7 @@ from qemu.qmp import EventListener
 
 from isthmus.errors import HypervisorError, IsthmusError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process, stream, through_file
+from isthmus.hypervisor.qemu.monitor import MonitorGoneError
 from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration import arrival
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
@@ -35,6 +36,9 @@ from isthmus.migration.sides import Destination, Source
 from isthmus.migration.verify import watch
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.values import Value, to_json
+
+ENDING_S = 2.0
+"""How long a QEMU that has closed its monitor is given to end and to say why."""
 
 
 class Options(Value, frozen=True):
@@ -346,7 +350,7 @@ class _Run:
         :raises RolledBackError: the guest runs on its source.
         :raises UndecidedError: both copies are held, or none is left.
         """
-        why = (str(error) or "interrupted") + self._last_words()
+        why = (str(error) or "interrupted") + await self._last_words(error)
         situation = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
         decision = decide(situation)
         try:
@@ -429,11 +433,19 @@ class _Run:
             await self.verify()
         await self.commit()
 
-    def _last_words(self) -> str:
-        """What a destination of ours that has died said last."""
+    async def _last_words(self, error: BaseException) -> str:
+        """What a destination of ours that has died said last.
+
+        One that has just closed its monitor is given a moment to end: its reason comes with it.
+        """
         side = self.destination.side
-        if side.directory is None or side.identity is None or side.identity.alive():
+        if side.directory is None or side.identity is None:
             return ""
+        deadline = time.monotonic() + (ENDING_S if isinstance(error, MonitorGoneError) else 0)
+        while side.identity.alive():
+            if time.monotonic() >= deadline:
+                return ""
+            await asyncio.sleep(0.02)
         said = process.last_words(side.directory / "qemu.log")
         return f" (the destination ended: {said})"
 

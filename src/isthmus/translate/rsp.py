@@ -32,6 +32,8 @@ answers that still come for those to later questions."""
 
 PACKET_LIMIT = 1 << 20
 SIGINT, SIGTRAP, SIGXCPU = 2, 5, 24
+_FEATURES = b"qSupported:multiprocess+;swbreak+;hwbreak+"
+_ON_THE_WAY = 8  # packets at most that may come before the answer to that
 _STOP = re.compile(rb"[TS]([0-9a-f]{2})(?:.*?thread:p?([0-9a-f]{1,8}(?:\.[0-9a-f]{1,8})?))?")
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 _INCLUDE = re.compile(rb'href="([\w.-]{1,64})"')
@@ -209,6 +211,19 @@ class Stub:
         """
         self._transport.write(b"+\x03")
 
+    async def settle(self) -> None:
+        """Pass over all that is still on its way, where the guest is known to stand by other means.
+
+        The report of its stop may come later than the news of it: from an emulated host it takes
+        seconds, and would be taken for the answer to the next request.
+        """
+        self._owed = 0
+        self._send([_FEATURES])
+        for _ in range(_ON_THE_WAY):
+            if b"PacketSize" in await self._packet():
+                return
+        raise StubGoneError("the debug stub answers nonsense")
+
     async def memory(self, address: int, length: int) -> bytes:
         """Read memory in the selected vCPU's address space; shorter where it is not mapped."""
         answers = await self.ask(
@@ -236,8 +251,8 @@ class Stub:
 
     async def _greet(self, path: Path) -> None:
         # Whatever was said unasked comes before the answer to this.
-        self._send([b"qSupported:multiprocess+;swbreak+;hwbreak+"])
-        for _ in range(4):
+        self._send([_FEATURES])
+        for _ in range(_ON_THE_WAY):
             if b"PacketSize" in await self._packet():
                 return
         raise StubGoneError(f"{path}: not a debug stub of QEMU")

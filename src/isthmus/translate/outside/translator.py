@@ -183,6 +183,7 @@ class Translator:
             if not heard and (self.standing or await self._stands()):
                 self._loop.cancel()
                 await asyncio.wait({self._loop})
+                await self.stub.settle()
         if not self._loop.cancelled():
             self._loop.result()
         self._loop = None
