@@ -65,7 +65,7 @@ def test_the_guest_remembers_its_birth_over_several_hops() -> None:
 
 def test_only_the_last_hops_arguments_stand_beside_the_operators() -> None:
     once = words(incoming(BORN, "/r/1", MISSING))
-    twice = words(incoming(incoming(BORN, "/r/1", MISSING), "/r/1", frozenset()))
+    twice = words(incoming(incoming(BORN, "/r/0", MISSING), "/r/1", frozenset()))
     assert once[0] == "-no-hpet"
     assert once[-2:] == ["-incoming", "defer"]
     assert twice == once

@@ -7,6 +7,7 @@ QEMU's debug stub, not QMP, resumes and stops the guest.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from isthmus.migration.decision import Copy
 from isthmus.migration.record import Plan, Side
 from isthmus.translate.service import TranslatorClient
 
+RESUME_S = 5.0
+"""How long a source that was told to run may show another state."""
 _RUNNING = frozenset({"running", "debug"})  # "debug": in a trap of the translator
 _PARTIAL = frozenset({"inmigrate", "internal-error"})
 
@@ -189,8 +192,12 @@ class Source(_End):
             await self.translator.resume()
         elif await self.monitor.status() != "running":
             await self.monitor.execute("cont")
-        state = await self.monitor.status()
-        if state not in _RUNNING:
+        # Under translation it may be looked at in the middle of a trap.
+        deadline = time.monotonic() + RESUME_S
+        while (state := await self.monitor.status()) not in _RUNNING:
+            if time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+                continue
             raise HypervisorError(f"the source did not resume its guest: it is {state}")
 
 

@@ -69,6 +69,7 @@ def incoming_xml(
     born = etree.fromstring(hop.born) if hop is not None else copy.deepcopy(shown)
     if shown is None or born is None or born.find("model") is None:
         raise InputError("the domain's XML: no CPU model", remedy="give it one, and restart it")
+    _strip(root)  # while the metadata still tells where the last hop's files are
     root.replace(shown, _reduced(born, without, vendor))
     metadata = root.find("metadata")
     if metadata is None:
@@ -119,7 +120,6 @@ def _reduced(born: etree._Element, without: frozenset[str], vendor: str) -> etre
 
 def _arguments(root: etree._Element, folder: Path) -> None:
     """Have QEMU wait for a stream, with a debug stub and a monitor for the translator."""
-    _strip(root)
     line = root.find(f"{{{QEMU}}}commandline")
     if line is None:
         line = etree.SubElement(root, f"{{{QEMU}}}commandline", nsmap={"qemu": QEMU})
