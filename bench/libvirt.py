@@ -106,9 +106,11 @@ class Bench:
         return (resumed - self.heard[source].latest["STOP"]) * 1000, (resumed - begun) * 1000
 
 
-async def run(pairs: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+Pair = tuple[tuple[float, float], tuple[float, float]]
+
+
+def run(pairs: int) -> list[Pair]:
     """The figures of each pair: ours, and plain."""
-    results = []
     with tempfile.TemporaryDirectory(prefix="ib-") as name:
         folder = Path(name)
         hosts = libvirt_host.up_both(
@@ -118,29 +120,32 @@ async def run(pairs: int) -> list[tuple[tuple[float, float], tuple[float, float]
             lives_with_parent=True,
         )
         try:
-            await libvirt_guest.start(
-                NAME, hosts["amd"], build_image(cache=cache_folder()),
-                level_with=tuple(hosts.values()), identity=str(uuid.uuid4()), folder=folder,
-            )  # fmt: skip
-            payload = folder / f"{NAME}.payload"
-            async with asyncio.timeout(PATIENCE_S):
-                while not payload.exists() or payload.read_bytes().count(b" tick ") < 3:  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-            async with stamps(hosts["amd"]) as amd, stamps(hosts["intel"]) as intel:
-                bench = Bench(
-                    hosts, {"amd": amd, "intel": intel}, GuestStore(folder / "state", folder)
-                )
-                for pair in range(pairs):
-                    both = {}
-                    order = (bench.ours, bench.plain) if pair % 2 else (bench.plain, bench.ours)
-                    for move, (source, goal) in zip(
-                        order, (("amd", "intel"), ("intel", "amd")), strict=True
-                    ):
-                        both[move] = await bench.measured(move, source, goal)
-                    results.append((both[bench.ours], both[bench.plain]))
+            return asyncio.run(between(hosts, folder, pairs))
         finally:
             for host in hosts.values():
                 host.stop()
+
+
+async def between(hosts: dict[str, LibvirtHost], folder: Path, pairs: int) -> list[Pair]:
+    """Start the guest, and move it to and fro."""
+    await libvirt_guest.start(
+        NAME, hosts["amd"], build_image(cache=cache_folder()),
+        level_with=tuple(hosts.values()), identity=str(uuid.uuid4()), folder=folder,
+    )  # fmt: skip
+    payload = folder / f"{NAME}.payload"
+    async with asyncio.timeout(PATIENCE_S):
+        while not payload.exists() or payload.read_bytes().count(b" tick ") < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    results = []
+    async with stamps(hosts["amd"]) as amd, stamps(hosts["intel"]) as intel:
+        bench = Bench(hosts, {"amd": amd, "intel": intel}, GuestStore(folder / "state", folder))
+        for pair in range(pairs):
+            both = {}
+            order = (bench.ours, bench.plain) if pair % 2 else (bench.plain, bench.ours)
+            ways = (("amd", "intel"), ("intel", "amd"))
+            for move, (source, goal) in zip(order, ways, strict=True):
+                both[move] = await bench.measured(move, source, goal)
+            results.append((both[bench.ours], both[bench.plain]))
     return results
 
 
@@ -152,7 +157,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--no-bounds", action="store_true")
     chosen = parser.parse_args()
-    results = asyncio.run(run(chosen.pairs))
+    results = run(chosen.pairs)
     figures = {
         "downtime_added_ms_p50": statistics.median(a[0] - b[0] for a, b in results),
         "total_ratio_p50": statistics.median(a[1] / b[1] for a, b in results),
