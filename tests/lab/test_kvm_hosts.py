@@ -95,8 +95,10 @@ def test_an_unlevelled_guest_is_translated_by_the_module_in_its_kernel(lab: Lab)
                 )
             wait_for_more(lab, "served", done, ("extrq", "pfadd", "popcnt"))
         verdict = lab.verdict("served")
-        # That it is shown less abroad is the price; nothing else may have changed.
-        assert {fault.kind for fault in verdict.faults} <= {"cpuid"}, verdict.faults
+        # That it is shown less abroad is the price, and that LZCNT runs there as BSR, which nobody
+        # can trap (rule silent-lzcnt warns of it); nothing else may have changed.
+        told = [fault for fault in verdict.faults if fault.detail != "kind=wrong test=lzcnt"]
+        assert {fault.kind for fault in told} <= {"cpuid"}, told
         assert len(verdict.hops) == 2
     finally:
         lab.isthmus("guest", "stop", "served")

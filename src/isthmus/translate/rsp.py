@@ -211,6 +211,15 @@ class Stub:
         """
         self._transport.write(b"+\x03")
 
+    def pause(self) -> None:
+        """Turn a stop of the debugger into a pause: let the guest go on and stop it in one write.
+
+        The run state is "paused" then, and no vCPU has executed anything, since none gets QEMU's
+        lock between the two (gdbstub.c, gdb_chr_receive; softmmu/cpus.c, cpu_can_run).  The stop
+        reply follows.
+        """
+        self._transport.write(b"$vCont;c#%02x\x03" % (sum(b"vCont;c") & 0xFF))
+
     async def settle(self) -> None:
         """Pass over all that is still on its way, where the guest is known to stand by other means.
 

@@ -403,7 +403,8 @@ class Translator:
     async def _step_out(self, requests: list[bytes]) -> None:
         """Complete a trap by single steps, so that the vCPU stands in the guest's own code.
 
-        Run freely towards a stop it would be stopped on its way out, or in its next trap.
+        Run freely towards a stop it would be stopped on its way out, or in its next trap: on a slow
+        host always, where a guest executes a few instructions between two traps of 40 ms.
         """
         for _ in range(len(Island.PIECES)):
             stepped = await self.stub.step(full(self._reader.thread), *requests)
@@ -414,7 +415,7 @@ class Translator:
             (answer,) = await self.stub.ask(b"g")
             if not self._leaving(read_registers(answer).rip):
                 break
-        self.stub.go()
+        self.stub.pause()
 
     def _leaving(self, rip: int) -> bool:
         vectors = self._known()
