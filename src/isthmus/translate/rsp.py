@@ -33,6 +33,7 @@ answers that still come for those to later questions."""
 PACKET_LIMIT = 1 << 20
 SIGINT, SIGTRAP, SIGXCPU = 2, 5, 24
 _FEATURES = b"qSupported:multiprocess+;swbreak+;hwbreak+"
+_REACH_S = 2.0  # a return from an exception takes as long on the slowest host
 _ON_THE_WAY = 8  # packets at most that may come before the answer to that
 _STOP = re.compile(rb"[TS]([0-9a-f]{2})(?:.*?thread:p?([0-9a-f]{1,8}(?:\.[0-9a-f]{1,8})?))?")
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
@@ -201,6 +202,24 @@ class Stub:
             return await asyncio.wait_for(self.stopped(), ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise StubGoneError("a single step does not end") from error
+
+    async def run_to(self, address: int, *before: bytes) -> Stop:
+        """Let the vCPUs run, after the requests in ``before``, until one stops: at the latest there.
+
+        It may be stopped elsewhere, by a breakpoint that is there already, or by us, if the
+        address is not reached (SIGINT).
+        """
+        self._owed += len(before) + 1
+        self._send([*before, b"Z1,%x,1" % address, b"vCont;c"])
+        waiting = asyncio.ensure_future(self.stopped())
+        if not (await asyncio.wait({waiting}, timeout=_REACH_S))[0]:
+            self.interrupt()
+        try:
+            stop = await asyncio.wait_for(waiting, ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise StubGoneError("the guest does not stop") from error
+        await self.ask(b"z1,%x,1" % address)
+        return stop
 
     def interrupt(self) -> None:
         """Stop the running guest; the stop reply follows.  A guest that stands does not notice.

@@ -57,6 +57,7 @@ class Translator:
         self._holding = False
         self._busy = False
         self._lost = False  # it was armed, and the entry went away
+        self._overstepped = False  # a step over IRETQ ends only at the next trap
         self._looking = False  # we have interrupted the guest for a look
         self._looked = 0.0
         self._stops = 0  # that were reported
@@ -406,6 +407,14 @@ class Translator:
         Run freely towards a stop it would be stopped on its way out, or in its next trap: on a slow
         host always, where a guest executes a few instructions between two traps of 40 ms.
         """
+        if self._overstepped and self._work.after is not None:
+            stopped = await self.stub.run_to(self._work.after, *requests)
+            self._reader.thread = b""  # it may be another vCPU's
+            if stopped.signal != SIGTRAP:
+                self.standing = stopped.signal
+                return
+            self.stub.pause()
+            return
         for _ in range(len(Island.PIECES)):
             stepped = await self.stub.step(full(self._reader.thread), *requests)
             requests = []
@@ -413,7 +422,10 @@ class Translator:
                 self.standing = stepped.signal
                 return
             (answer,) = await self.stub.ask(b"g")
-            if not self._leaving(read_registers(answer).rip):
+            rip = read_registers(answer).rip
+            # KVM steps by TF, which IRETQ takes from the frame: it is in its next trap by now.
+            self._overstepped = self._overstepped or rip == self._known().entry
+            if not self._leaving(rip):
                 break
         self.stub.pause()
 

@@ -43,6 +43,7 @@ class Work:
         self._machine.state.random_valid = 1
         self._draw()
         self._ends: set[tuple[int, bytes]] = set()
+        self.after: int | None = None  # where the vCPU goes on by what `do` has said, if known
         self._segments = Segments(stub)
         self._pages = pages
         self._delivery = Delivery(stub, pages)
@@ -60,6 +61,7 @@ class Work:
 
         None if it is not ours.
         """
+        self.after = None
         mode = await self._segments.mode(trap)
         if mode is None:
             return None
@@ -205,6 +207,7 @@ class Work:
                 if piece:
                     await self._delivery.lend(dict(Island.PIECES)[piece], vectors.iretq, thread)
                 return requests + stepped
+        self.after = int(state.rip)
         frame = _RETURN.pack(state.rip, trap.cs, flags, state.gpr[4])
         unmoved = state.gpr[4] == trap.rsp
         requests.append(write_memory(trap.registers.rsp, frame[:24] if unmoved else frame))
