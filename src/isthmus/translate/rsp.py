@@ -204,7 +204,7 @@ class Stub:
             raise StubGoneError("a single step does not end") from error
 
     async def run_to(self, address: int, *before: bytes) -> Stop:
-        """Let the vCPUs run, after the requests in ``before``, until one stops: at the latest there.
+        """Run the vCPUs, after the requests in ``before``, until one stops: at the latest there.
 
         It may be stopped elsewhere, by a breakpoint that is there already, or by us, if the
         address is not reached (SIGINT).
