@@ -28,7 +28,7 @@ from isthmus.translate.vectors import (
 )
 
 SPURIOUS_LIMIT = 1000
-HOLD_TRIES = 500
+HOLD_TRIES, HOLD_DOUBLINGS = 500, 12
 _STAND_S, _UNHEARD_S = 0.25, 2.0
 # Between two looks at a guest without traps, and at one without an entry: where they do not stop
 # it, where they do.
@@ -103,10 +103,11 @@ class Translator:
             await self._stop()
             if self.problem or not await self._in_between():
                 break
-            # Let it get out of there: run it for a moment, longer each time.
+            # Let it get out of there: run it for a moment, longer each time, since on a slow host
+            # the order to stop arrives with that to run, and nothing is executed.
             self.stub.go()
             self._loop = asyncio.create_task(self._serve())
-            await asyncio.sleep(0.0002 * (1 + attempt % 20))
+            await asyncio.sleep(0.0002 * 2 ** (attempt % HOLD_DOUBLINGS))
         else:
             raise StubGoneError("the guest does not leave its #UD entry")
         await self._remove()
