@@ -4,9 +4,12 @@ import itertools
 
 import pytest
 
+from isthmus.hypervisor.libvirt.connection import LibvirtError
+from isthmus.migration import libvirt as mover
 from isthmus.migration.decision import Action, Copy, Situation, decide
 from isthmus.migration.libvirt import reached
 from isthmus.migration.phases import Phase
+from isthmus.migration.record import Side
 
 
 def settled(
@@ -75,3 +78,21 @@ def test_the_destination_is_never_finished_beside_a_source_that_runs_or_may() ->
         (Copy.RUNNING, Copy.UNREACHABLE), Copy, (True, False)
     ):
         assert settled(source, destination, kept=kept) is not Action.FINISH
+
+
+@pytest.mark.parametrize(
+    ("code", "copy"),
+    [("VIR_ERR_NO_DOMAIN", Copy.DEAD), ("VIR_ERR_OPERATION_TIMEOUT", Copy.UNREACHABLE)],
+)
+async def test_only_a_guest_that_is_not_there_is_dead(
+    code: str, copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that refuses to tell has told nothing: its guest may run."""
+    libvirt = pytest.importorskip("libvirt")
+    end = mover._End(Side(address="test:///default", domain="0"))
+
+    async def refuses(self: object) -> None:
+        raise LibvirtError("no", getattr(libvirt, code))
+
+    monkeypatch.setattr(mover._End, "domain", refuses)
+    assert await end.state() is copy

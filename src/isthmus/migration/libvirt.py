@@ -26,7 +26,6 @@ from isthmus.errors import (
 from isthmus.hypervisor.libvirt import move as libvirt_move
 from isthmus.hypervisor.libvirt.connection import (
     Connection,
-    DaemonGoneError,
     LibvirtError,
     binding,
     call,
@@ -166,10 +165,9 @@ class _End:
             if domain is None:
                 return Copy.DEAD, libvirt.VIR_DOMAIN_NOSTATE, 0
             state, reason = await call(domain.state)
-        except DaemonGoneError:
-            return Copy.UNREACHABLE, libvirt.VIR_DOMAIN_NOSTATE, 0
-        except LibvirtError:
-            return Copy.DEAD, libvirt.VIR_DOMAIN_NOSTATE, 0
+        except LibvirtError as error:  # only one that has gone meanwhile is known to be dead
+            gone = error.code == libvirt.VIR_ERR_NO_DOMAIN
+            return Copy.DEAD if gone else Copy.UNREACHABLE, libvirt.VIR_DOMAIN_NOSTATE, 0
         return self._copy(state, reason), state, reason
 
     async def state(self) -> Copy:
