@@ -41,7 +41,6 @@ def available(libvirtd: str = "libvirtd") -> bool:
         and shutil.which(libvirtd) is not None
         and shutil.which("unshare") is not None
         and shutil.which("virsh") is not None
-        and all(Path(place).is_dir() for place in PLACES.values())
         and subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False
         ).returncode
@@ -59,6 +58,8 @@ def private_libvirtd(command: Sequence[str] = ("libvirtd",)) -> Iterator[tuple[s
             (folder / place).mkdir()
         (folder / "etc" / "qemu.conf").write_text(DRIVER)
         (folder / "etc" / "libvirtd.conf").write_text(DAEMON)
+        for place in PLACES.values():  # Debian's package leaves them to the daemon's first start
+            Path(place).mkdir(parents=True, exist_ok=True)
         mounts = " && ".join(f"mount --bind {folder / a} {b}" for a, b in PLACES.items())
         daemon = subprocess.Popen(
             [
