@@ -4,7 +4,8 @@ import pytest
 
 from isthmus.divergence.finding import Severity
 from isthmus.errors import HypervisorError, InputError
-from isthmus.hypervisor.xen.admission import admission
+from isthmus.hypervisor.rules import rules_of
+from isthmus.hypervisor.xen.admission import RELATIONS, admission
 from isthmus.hypervisor.xen.host import (
     GuestDomain,
     Host,
@@ -110,6 +111,12 @@ def test_a_broken_listing_is_one_clear_line(text: str) -> None:
 def test_no_name_comes_near_a_shell_that_is_none(name: str) -> None:
     with pytest.raises(InputError, match="not the name of a guest"):
         require_name(name)
+
+
+def test_every_rule_has_its_relation_and_quotes_what_xen_says() -> None:
+    assert [rule.relation for rule in rules_of("xen")] == list(RELATIONS)
+    for rule in rules_of("xen"):
+        assert rule.literal in rule.notice
 
 
 def test_more_leaves_than_the_host_has_are_refused_in_xens_words() -> None:

@@ -8,7 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from isthmus.hypervisor.libvirt.rules import Rule, rules
+from isthmus.hypervisor.libvirt.rules import rules
+from isthmus.hypervisor.rules import Rule
 
 _HEAD = """# What stands in the way of moving a libvirt domain
 

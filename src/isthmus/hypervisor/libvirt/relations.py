@@ -6,13 +6,12 @@ not ``sure``: the rule says what that means.
 
 from collections.abc import Callable, Iterator
 
-import msgspec
-
 from isthmus.baseline.identity import maker
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.named import VENDORS
 from isthmus.hypervisor.libvirt.domain import Device, Disk, Domain
 from isthmus.hypervisor.libvirt.host import LibvirtHost, machine_known
+from isthmus.hypervisor.rules import Hit
 from isthmus.values import Value
 
 _SAFE_CACHES = frozenset({"none", "directsync"})
@@ -40,15 +39,6 @@ class Move(Value, frozen=True):
     snapshots: int | None = None
     libvirt_here: tuple[int, ...] = ()
     libvirt_there: tuple[int, ...] = ()
-
-
-class Hit(Value, frozen=True):
-    """A subject, what shows it, the values for the rule's texts; ``sure``: whether it is known."""
-
-    subject: str
-    evidence: str = ""
-    values: dict[str, str] = msgspec.field(default_factory=dict)
-    sure: bool = True
 
 
 Relation = Callable[[Domain, LibvirtHost, LibvirtHost, Move], Iterator[Hit]]
