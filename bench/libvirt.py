@@ -29,7 +29,7 @@ from typing import Any
 from isthmus.hypervisor.libvirt.connection import qemu_binding, session
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.migration import libvirt as mover
-from isthmus.migration.engine import Options
+from isthmus.migration.options import Options
 from isthmus.migration.platforms import Request
 from isthmus.places import cache_folder
 from isthmus.qualification.lab import libvirt_guest, libvirt_host

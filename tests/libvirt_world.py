@@ -14,7 +14,7 @@ from isthmus.errors import EnvironmentLackError, HypervisorError
 from isthmus.hypervisor.libvirt.connection import binding, call, session
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.migration import libvirt as mover
-from isthmus.migration.engine import Observer, Options
+from isthmus.migration.options import Observer, Options
 from isthmus.migration.platforms import Request
 from isthmus.migration.record import MigrationRecord
 from isthmus.places import cache_folder

@@ -13,8 +13,8 @@ from isthmus.errors import EnvironmentLackError, InputError, IsthmusError, Rolle
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.monitor import Monitor, MonitorGoneError
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 
 pytestmark = pytest.mark.lab

@@ -7,8 +7,8 @@ import pytest
 from isthmus.errors import RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.monitor import Monitor
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import recover, unfinished
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import records
 

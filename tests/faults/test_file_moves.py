@@ -14,8 +14,8 @@ from isthmus.errors import InputError, RolledBackError
 from isthmus.hypervisor.qemu import through_file
 from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.hypervisor.qemu.through_file import Deposit, Saved
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import unfinished
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.qualification.demo.listener import cpuid_bits
 
@@ -28,7 +28,7 @@ from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import read_cpus
-from isthmus.migration.engine import Options
+from isthmus.migration.options import Options
 from isthmus.migration.hosts import Hosts
 
 point, folder, host = sys.argv[1], Path(sys.argv[2]), sys.argv[3]

@@ -17,7 +17,7 @@ import pytest
 from isthmus.errors import HypervisorError, IsthmusError, RolledBackError
 from isthmus.hypervisor.libvirt.connection import binding, call, session
 from isthmus.migration import hosts as recovery
-from isthmus.migration.engine import Options, Progress
+from isthmus.migration.options import Options, Progress
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord, records
 from isthmus.places import cache_folder

@@ -21,7 +21,7 @@ from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import read_cpus
-from isthmus.migration.engine import Options
+from isthmus.migration.options import Options
 from isthmus.migration.hosts import Hosts
 
 point, folder, host, translate = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "1"

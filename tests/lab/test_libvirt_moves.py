@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from isthmus.errors import RefusedError, RolledBackError
-from isthmus.migration.engine import Options
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from libvirt_world import World, guest_of_a_test, hosts_of_a_module
 

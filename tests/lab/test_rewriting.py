@@ -8,8 +8,8 @@ from lab_guests import ticks
 
 from isthmus.errors import EnvironmentLackError
 from isthmus.hypervisor.qemu.guests import Guest
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine
+from isthmus.migration.options import Options
 from isthmus.places import cache_folder
 from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.lab.image import build_image, command_line

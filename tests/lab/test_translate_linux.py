@@ -13,8 +13,8 @@ from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.hypervisor.qemu.engine import Accelerator
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.models import read_cpus
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine
+from isthmus.migration.options import Options
 from isthmus.places import cache_folder
 from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.payload.verdict import judge

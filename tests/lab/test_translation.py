@@ -11,8 +11,8 @@ from lab_guests import ticks
 from isthmus.errors import RefusedError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.guests import Guest
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine, revive_translators
+from isthmus.migration.options import Options
 from isthmus.migration.record import guest_lock
 from isthmus.places import cache_folder
 from isthmus.qualification.demo.listener import cpuid_bits

@@ -12,8 +12,8 @@ from xapi_lab import PATIENCE_S, Lab, environment, until
 from xapi_server import Certificates
 
 from isthmus.migration import xapi
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import recover, unfinished
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import records
 

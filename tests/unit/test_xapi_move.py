@@ -19,7 +19,7 @@ from isthmus.errors import (
 )
 from isthmus.hypervisor.xapi import connection
 from isthmus.migration import xapi
-from isthmus.migration.engine import Options, Progress
+from isthmus.migration.options import Options, Progress
 from isthmus.migration.phases import Phase
 from isthmus.migration.xapi import check, move, recover
 

@@ -21,7 +21,7 @@ from isthmus.errors import InputError, IsthmusError, RefusedError, RolledBackErr
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen.runner import Runner
 from isthmus.migration import xen
-from isthmus.migration.engine import Options
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request
 from isthmus.migration.record import MigrationRecord, records
@@ -172,7 +172,7 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 import pytest
 from test_xen_move import Hosts, xen
-from isthmus.migration.engine import Progress
+from isthmus.migration.options import Progress
 hosts = Hosts.__new__(Hosts)
 from xen_stand_in import FakeHost
 hosts.intel, hosts.amd = FakeHost.__new__(FakeHost), FakeHost.__new__(FakeHost)

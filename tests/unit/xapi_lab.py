@@ -14,7 +14,7 @@ from isthmus.baseline.identity import AMD
 from isthmus.cpu.named import qemu_models
 from isthmus.cpu.registers import FEATURESET, word
 from isthmus.hypervisor.qemu.guests import GuestStore
-from isthmus.migration.engine import Options, Progress
+from isthmus.migration.options import Options, Progress
 from isthmus.migration.platforms import Request
 from isthmus.migration.record import MigrationRecord, records
 

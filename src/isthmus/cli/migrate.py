@@ -11,7 +11,7 @@ from isthmus.cli import lab
 from isthmus.cli.translate.arm import share, warn_share_option
 from isthmus.cli.watching import watch_option
 from isthmus.errors import InputError, IsthmusError
-from isthmus.migration.engine import Observer, Options, Progress
+from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import MigrationRecord
 

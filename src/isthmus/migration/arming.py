@@ -12,7 +12,7 @@ import msgspec
 from isthmus.errors import IsthmusError, RefusedError
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor
-from isthmus.migration.hosts import Hosts, spawn_for, translation_for, unfinished
+from isthmus.migration.hosts import Hosts, require_at_rest, spawn_for, translation_for
 from isthmus.migration.record import guest_lock
 from isthmus.translate.cost import warning
 from isthmus.translate.outside import TranslatorStatus
@@ -227,11 +227,7 @@ def _needed(guest: Guest, status: TranslatorStatus) -> tuple[str, ...]:
 def _at_rest(store: GuestStore, name: str) -> Guest:
     """The guest, which runs and is not being moved."""
     guest = store.read(name)
-    if pending := unfinished(store, name):
-        raise IsthmusError(
-            f"{name}: migration {pending[0].stem} was cut short",
-            remedy="`isthmus status` finishes it or rolls it back",
-        )
+    require_at_rest(store, name)
     if not guest.process.alive():
         raise IsthmusError(
             f"{name}: the guest's process has ended", remedy=f"isthmus guest stop {name}"

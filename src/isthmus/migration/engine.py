@@ -24,7 +24,9 @@ from isthmus.hypervisor.qemu.monitor import MonitorGoneError
 from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration import arrival
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
-from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
+from isthmus.migration.ending import brought_to_end
+from isthmus.migration.options import Observer, Options, Progress
+from isthmus.migration.phases import MAY_HAVE_RUN, Phase
 from isthmus.migration.record import (
     Figures,
     Journal,
@@ -35,46 +37,12 @@ from isthmus.migration.record import (
 from isthmus.migration.sides import Destination, Source
 from isthmus.migration.verify import watch
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
-from isthmus.values import Value, to_json
+from isthmus.values import to_json
 
 ENDING_S = 2.0
 """How long a QEMU that has closed its monitor is given to end and to say why."""
 
 
-class Options(Value, frozen=True):
-    """How to move.
-
-    ``bandwidth`` in bytes/s and ``downtime_limit_ms``: QEMU's own limits where None;
-    ``verify_s`` how long at most to watch before the commit; ``translate`` allows the translator
-    outside the guest, which is armed if the findings need it: None as well, but where it can never
-    be armed only a wish by name (True) is refused; ``rewrite`` then also rewrites the kernel's
-    patch sites; ``warn_share``: above which share of a vCPU its cost is warned of, None: as before;
-    ``channel`` is ``unix`` (a socket in a private folder) or ``tcp`` (loopback, for measuring);
-    ``through``: a file that the guest goes through, standing still, instead of live;
-    ``still``: whether libvirt's guest stands still while QEMU begins to track its writes, None:
-    where its CPU is emulated (:mod:`isthmus.hypervisor.qemu.stream`).
-    """
-
-    bandwidth: int | None = None
-    downtime_limit_ms: int | None = None
-    verify_s: float = 10.0
-    translate: bool | None = None
-    rewrite: bool = True
-    warn_share: float | None = None
-    channel: str = "unix"
-    through: Path | None = None
-    still: bool | None = None
-    lives_with_parent: bool = False
-
-
-class Progress(Value, frozen=True):
-    """What the operator sees while it moves."""
-
-    phase: Phase
-    transfer: stream.Transfer | None = None
-
-
-Observer = Callable[[Progress], None]
 Ends = Callable[[MigrationRecord], tuple[Source, Destination]]
 """What may be done to the two ends of a migration, from its record."""
 Checkpoint = Callable[[Phase], Awaitable[None]]
@@ -146,15 +114,7 @@ async def resume(
     :raises UndecidedError: both copies are held for the operator.
     """
     run = _Run(Journal.reopen(path), options, observer, nothing, adopt, ends)
-    try:
-        if not run.journal.record.final and use:
-            await run.impose(use)
-        elif not run.journal.record.final:
-            with contextlib.suppress(RolledBackError):
-                await run.settle(IsthmusError("the process that moved the guest was killed"))
-        return run.journal.record
-    finally:
-        await run.close()
+    return await brought_to_end(run, use)
 
 
 class _Run:
@@ -386,13 +346,7 @@ class _Run:
             await self._finish(await self._situation(failed=False))
 
     async def _situation(self, *, failed: bool) -> Situation:
-        phase = self.journal.phase
-        if phase is Phase.UNDECIDED or phase is Phase.ROLLING_BACK:
-            phase = next(
-                step.phase
-                for step in reversed(self.journal.record.steps)
-                if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
-            )
+        phase = self.journal.record.reached
         source = await self.source.state()
         destination = await self.destination.state()
         if failed and destination is Copy.RUNNING:
@@ -467,11 +421,7 @@ class _Run:
             deposit.remove()
 
     def _note(self, phase: Phase, why: str = "") -> None:
-        """Enter a phase of putting things right: there, doing it matters more than writing it."""
-        # A record that could not be written stays behind; recovery will find the truth again.
-        if phase in TRANSITIONS[self.journal.phase]:
-            with contextlib.suppress(IsthmusError):
-                self.journal.enter(phase, why)
+        self.journal.note(phase, why)
         self._unseen.append(phase)
         self._tell()
 

@@ -25,6 +25,7 @@ from isthmus.hypervisor.qemu.process import LaunchSpec, QemuProcess
 from isthmus.hypervisor.qemu.render import cpu_argument
 from isthmus.hypervisor.qemu.through_file import Deposit, check_place
 from isthmus.migration import engine, platforms
+from isthmus.migration.options import Observer, Options
 from isthmus.migration.preflight import Preflight, preflight
 from isthmus.migration.record import (
     MigrationRecord,
@@ -34,6 +35,7 @@ from isthmus.migration.record import (
     new_id,
     read_record,
     records,
+    require_none_pending,
 )
 from isthmus.translate.placement import Service, Translation, arrange, service
 from isthmus.translate.rewrite.record import RECORD, RewriteOrder
@@ -238,10 +240,10 @@ class Hosts:
         self,
         name: str,
         host: str,
-        options: engine.Options,
+        options: Options,
         *,
         accepted: Collection[str] = (),
-        observer: engine.Observer = lambda _: None,
+        observer: Observer = lambda _: None,
         checkpoint: engine.Checkpoint = engine.nothing,
         alter: Callable[[LaunchSpec], LaunchSpec] = lambda spec: spec,
     ) -> MigrationRecord:
@@ -254,11 +256,7 @@ class Hosts:
         """
         with guest_lock(self.store.locks, name):
             guest = self.store.read(name)
-            if pending := unfinished(self.store, name):
-                raise IsthmusError(
-                    f"{name}: migration {pending[0].stem} was cut short",
-                    remedy="isthmus migrate --resume finishes it or rolls it back",
-                )
+            require_at_rest(self.store, name)
             by = self.served(guest, host, translate=options.translate is not False)
             rewrite = options.rewrite and options.translate is not False
             verdict = self._judge(guest, host, by, accepted, rewrite=rewrite)
@@ -289,7 +287,7 @@ class Hosts:
         host: str,
         verdict: Preflight,
         translation: Translation | None,
-        options: engine.Options,
+        options: Options,
     ) -> Plan:
         folder = self.store.hop_folder(guest.name, guest.hops + 1)
         outside = translation is not None and translation.placement is Placement.OUTSIDE
@@ -403,6 +401,16 @@ def _rewritten(plan: Plan) -> Path | None:
     return path if read_rewritten(path).written else None
 
 
+def require_at_rest(store: GuestStore, guest: str) -> None:
+    """Refuse while an earlier migration of a guest of ours has not come to its end.
+
+    :raises IsthmusError: one has not.
+    """
+    require_none_pending(
+        store.journals, guest, lambda plan: not plan.platform and plan.guest == guest
+    )
+
+
 def unfinished(store: GuestStore, guest: str | None = None) -> list[Path]:
     """The journals of migrations that have not come to their end, oldest first."""
     return [
@@ -413,7 +421,7 @@ def unfinished(store: GuestStore, guest: str | None = None) -> list[Path]:
 
 
 async def recover(
-    store: GuestStore, path: Path, *, observer: engine.Observer = lambda _: None, use: str = ""
+    store: GuestStore, path: Path, *, observer: Observer = lambda _: None, use: str = ""
 ) -> MigrationRecord:
     """Finish or roll back a migration whose process was killed.
 
@@ -427,7 +435,7 @@ async def recover(
             return await platforms.load(record.plan.platform).recover(path, store, observer, use)
         return await engine.resume(
             path,
-            options=engine.Options(),
+            options=Options(),
             observer=observer,
             adopt=lambda done: adopt(store, done),
             use=use,

@@ -36,9 +36,10 @@ from isthmus.hypervisor.libvirt.move import Wishes
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.migration import libvirt_translated
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
-from isthmus.migration.engine import Observer, Options, Progress
+from isthmus.migration.ending import brought_to_end
 from isthmus.migration.libvirt_guest import Facts, judge, read_facts, served
-from isthmus.migration.phases import TRANSITIONS, Phase
+from isthmus.migration.options import Observer, Options, Progress
+from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request, has_host
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import (
@@ -50,7 +51,7 @@ from isthmus.migration.record import (
     guest_lock,
     new_id,
     read_record,
-    records,
+    require_none_pending,
 )
 
 PLATFORM = "libvirt"
@@ -77,12 +78,9 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
         verdict = await judge(request, facts, source, destination)
     verdict.require()
     with guest_lock(store.locks, facts.uuid):
-        for path, record in records(store.journals):
-            if not record.final and record.plan.source.domain == facts.uuid:
-                raise IsthmusError(
-                    f"{request.guest}: migration {path.stem} was cut short",
-                    remedy="isthmus migrate --resume finishes it or rolls it back",
-                )
+        require_none_pending(
+            store.journals, request.guest, lambda plan: plan.source.domain == facts.uuid
+        )
         by = served(request, facts)
         if facts.hop is not None or verdict.needs_translation:
             return await libvirt_translated.move(request, facts, verdict, by, store, observer)
@@ -110,16 +108,7 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
     with guest_lock(store.locks, plan.source.domain):
         if plan.destination.directory is not None:
             return await libvirt_translated.recover(path, observer, use)
-        run = _Run(Journal.reopen(path), Options(), observer)
-        try:
-            if not run.journal.record.final and use:
-                await run.impose(use)
-            elif not run.journal.record.final:
-                with contextlib.suppress(RolledBackError):
-                    await run.settle(IsthmusError("the process that moved the guest was killed"))
-            return run.journal.record
-        finally:
-            await run.close()
+        return await brought_to_end(_Run(Journal.reopen(path), Options(), observer), use)
 
 
 def reached(phase: Phase, source: Copy, destination: Copy, *, kept: bool) -> Phase:
@@ -403,7 +392,7 @@ class _Run:
         libvirt = binding()
         kept = state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
         return Situation(
-            phase=reached(self._phase(), source, destination, kept=kept),
+            phase=reached(self.journal.record.reached, source, destination, kept=kept),
             source=source,
             destination=destination,
             failed=failed,
@@ -422,13 +411,6 @@ class _Run:
                 if domain is not None and await libvirt_move.under_way(domain):
                     return True
         return False
-
-    def _phase(self) -> Phase:
-        return next(
-            step.phase
-            for step in reversed(self.journal.record.steps)
-            if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
-        )
 
     async def _shut_down(self, situation: Situation) -> str:
         """How the guest itself has ended meanwhile, empty if it has not."""
@@ -462,10 +444,7 @@ class _Run:
         self._note(Phase.ROLLED_BACK)
 
     def _note(self, phase: Phase, why: str = "") -> None:
-        """Enter a phase of putting things right: there, doing it matters more than writing it."""
-        if phase in TRANSITIONS[self.journal.phase]:
-            with contextlib.suppress(IsthmusError):
-                self.journal.enter(phase, why)
+        self.journal.note(phase, why)
         self.observer(Progress(phase=phase))
 
     async def close(self) -> None:

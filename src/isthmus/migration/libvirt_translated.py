@@ -33,6 +33,7 @@ from isthmus.hypervisor.qemu.monitor import Monitor, MonitorGoneError
 from isthmus.migration import engine
 from isthmus.migration.decision import Copy
 from isthmus.migration.libvirt_guest import Facts
+from isthmus.migration.options import Observer, Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request
 from isthmus.migration.preflight import Preflight
@@ -51,7 +52,7 @@ async def move(
     verdict: Preflight,
     by: Service,
     store: GuestStore,
-    observer: engine.Observer,
+    observer: Observer,
 ) -> MigrationRecord:
     """Move the guest; the caller holds its lock, and preflight has been passed."""
     hops = int(facts.hop.folder.name.partition(".")[0]) if facts.hop is not None else 0
@@ -105,11 +106,9 @@ async def move(
     return record
 
 
-async def recover(path: Path, observer: engine.Observer, use: str) -> MigrationRecord:
+async def recover(path: Path, observer: Observer, use: str) -> MigrationRecord:
     """Bring such a migration to its end whose process was killed; the caller holds its lock."""
-    record = await engine.resume(
-        path, options=engine.Options(), observer=observer, use=use, ends=ends
-    )
+    record = await engine.resume(path, options=Options(), observer=observer, use=use, ends=ends)
     await _settle_definitions(record)
     return record
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from isthmus.errors import InputError
 from isthmus.hypervisor.qemu.guests import GuestStore
-from isthmus.migration.engine import Observer, Options
+from isthmus.migration.options import Observer, Options
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import MigrationRecord
 from isthmus.values import Value

@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -115,6 +115,15 @@ class MigrationRecord(Value, frozen=True):
         return self.steps[-1].phase
 
     @property
+    def reached(self) -> Phase:
+        """The last phase on the way, before anything was put right."""
+        return next(
+            step.phase
+            for step in reversed(self.steps)
+            if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
+        )
+
+    @property
     def error(self) -> str:
         """Why the migration did not go on, empty if it did."""
         return next((step.why for step in reversed(self.steps) if step.why), "")
@@ -204,6 +213,15 @@ class Journal:
         self._append(to_json(step))
         self._record = msgspec.structs.replace(self._record, steps=(*self._record.steps, step))
 
+    def note(self, phase: Phase, why: str = "") -> None:
+        """Enter a phase of putting things right: there, doing it matters more than writing it.
+
+        A record that could not be written stays behind; recovery will find the truth again.
+        """
+        if phase in TRANSITIONS[self.phase]:
+            with contextlib.suppress(JournalFailedError):
+                self.enter(phase, why)
+
     def amend(self, plan: Plan) -> None:
         """Write what has become known of the plan (a process's identity)."""
         self._append(to_json(plan))
@@ -247,6 +265,20 @@ def read_record(path: Path) -> MigrationRecord:
     :raises InputError: not a journal of ours.
     """
     return _read(path)[0]
+
+
+def require_none_pending(folder: Path, name: str, concerns: Callable[[Plan], bool]) -> None:
+    """Refuse to begin anything with a guest while an earlier migration of it has not ended.
+
+    :param concerns: whether a migration's plan is about that guest.
+    :raises IsthmusError: one has not.
+    """
+    for path, record in records(folder):
+        if not record.final and concerns(record.plan):
+            raise IsthmusError(
+                f"{name}: migration {path.stem} was cut short",
+                remedy="isthmus migrate --resume finishes it or rolls it back",
+            )
 
 
 def records(folder: Path) -> list[tuple[Path, MigrationRecord]]:

@@ -15,6 +15,7 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.hypervisor.qemu.process import private_directory
 from isthmus.migration import engine
+from isthmus.migration.options import Observer, Options
 from isthmus.migration.record import MigrationRecord, Plan, Side, guest_lock, new_id
 
 RULE = "cpu-differs"
@@ -25,10 +26,10 @@ async def move_by_socket(
     source: Path,
     destination: Path,
     store: GuestStore,
-    options: engine.Options,
+    options: Options,
     *,
     accepted: Collection[str] = (),
-    observer: engine.Observer = lambda _: None,
+    observer: Observer = lambda _: None,
 ) -> MigrationRecord:
     """Move the guest behind ``source`` to the QEMU that waits behind ``destination``.
 

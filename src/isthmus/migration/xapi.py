@@ -36,11 +36,18 @@ from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError, Xa
 from isthmus.hypervisor.xapi.inventory import guest_of
 from isthmus.hypervisor.xapi.records import Ref, TaskRecord, TaskStatus
 from isthmus.migration.decision import Action, decide
-from isthmus.migration.engine import Observer, Options, Progress
+from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.platforms import Request
 from isthmus.migration.preflight import Preflight
-from isthmus.migration.record import Journal, MigrationRecord, Plan, guest_lock, new_id, records
+from isthmus.migration.record import (
+    Journal,
+    MigrationRecord,
+    Plan,
+    guest_lock,
+    new_id,
+    require_none_pending,
+)
 from isthmus.migration.xapi_ends import Ends, addresses_of, find_route, judge
 from isthmus.migration.xapi_settle import Look, look, situation, told
 
@@ -85,7 +92,8 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
         route = await asyncio.to_thread(find_route, ends, request.guest)
         name = route.guest.name
         with guest_lock(store.locks, name):
-            _require_no_other(store, name, route.guest.record.uuid)
+            uuid = route.guest.record.uuid
+            require_none_pending(store.journals, name, lambda plan: plan.source.domain == uuid)
             judged = verdict, order = await asyncio.to_thread(judge, ends, route, request)
             verdict.require()
             source, destination = route.sides(addresses)
@@ -127,16 +135,6 @@ def _require_possible(options: Options) -> None:
     ):
         if value is not None:
             raise InputError(f"{option}: XAPI takes no such limit", remedy="leave it out")
-
-
-def _require_no_other(store: GuestStore, name: str, uuid: str) -> None:
-    """Refuse while an earlier migration of the guest has not come to its end."""
-    for path, record in records(store.journals):
-        if not record.final and record.plan.source.domain == uuid:
-            raise IsthmusError(
-                f"{name}: migration {path.stem} was cut short",
-                remedy="isthmus migrate --resume finishes it or rolls it back",
-            )
 
 
 async def recover(
@@ -269,7 +267,7 @@ class _Run:
         :raises RolledBackError: the guest runs on its source.
         :raises UndecidedError: nobody can tell, or the operator has to.
         """
-        phase = self._reached()
+        phase = self.journal.record.reached
         if phase not in MAY_HAVE_RUN:
             self._roll_back(why or "nothing was ordered")
         try:
@@ -290,14 +288,6 @@ class _Run:
         if wrong := await self._verify(seen, phase):
             self._undecided(why, wrong)
         await self._commit()
-
-    def _reached(self) -> Phase:
-        """The last phase on the way, before anything was put right."""
-        return next(
-            step.phase
-            for step in reversed(self.journal.record.steps)
-            if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
-        )
 
     async def _at_rest(self, patience_s: float | None) -> Look:
         """What is seen of the guest once nothing moves it any more."""

@@ -34,7 +34,7 @@ from isthmus.hypervisor.xen.liveness import console_size, watch
 from isthmus.hypervisor.xen.runner import Runner, runner_of
 from isthmus.hypervisor.xen.transfer import Transfer, clean
 from isthmus.migration.decision import Action, Copy, Situation, decide
-from isthmus.migration.engine import Observer, Progress
+from isthmus.migration.options import Observer, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.platforms import Request
 from isthmus.migration.preflight import Preflight
@@ -47,7 +47,7 @@ from isthmus.migration.record import (
     guest_lock,
     new_id,
     read_record,
-    records,
+    require_none_pending,
 )
 from isthmus.translate.xen.report import read_report
 
@@ -93,13 +93,9 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
     source, destination = runner_of(request.source), runner_of(request.destination)
     name = request.guest
     with guest_lock(store.locks, name):
-        for path, record in records(store.journals):
-            plan = record.plan
-            if not record.final and (plan.platform, plan.guest) == (PLATFORM, name):
-                raise IsthmusError(
-                    f"{name}: migration {path.stem} was cut short",
-                    remedy="isthmus migrate --resume finishes it or rolls it back",
-                )
+        require_none_pending(
+            store.journals, name, lambda plan: (plan.platform, plan.guest) == (PLATFORM, name)
+        )
         checked = await _checked(request, source, destination)
         checked.verdict.require()
         plan = Plan(
@@ -312,9 +308,7 @@ class _Run:
         raise HypervisorError(f"{self.name} does not go on at {self.source.address}")
 
     def _note(self, phase: Phase, why: str = "") -> None:
-        if phase in TRANSITIONS[self.journal.phase]:
-            with contextlib.suppress(IsthmusError):
-                self.journal.enter(phase, why)
+        self.journal.note(phase, why)
         self.observer(Progress(phase=phase))
 
 
@@ -342,11 +336,7 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
 
 async def _recovered(journal: Journal, source: Runner, destination: Runner, use: str) -> None:
     plan = journal.record.plan
-    phase = next(
-        step.phase
-        for step in reversed(journal.record.steps)
-        if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}
-    )
+    phase = journal.record.reached
     with contextlib.suppress(HypervisorError):
         await clean(source, plan.id)
     left = await _left(source, plan.guest)

@@ -11,7 +11,7 @@ import msgspec
 
 from isthmus.errors import IsthmusError, RefusedError
 from isthmus.hypervisor.qemu.guests import Guest
-from isthmus.migration.engine import Options
+from isthmus.migration.options import Options
 from isthmus.migration.record import MigrationRecord
 from isthmus.qualification.demo.listener import Listener
 from isthmus.qualification.demo.play import Play, pass_on_interrupt

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from isthmus.baseline.level import Baseline, level
 from isthmus.cpu.model import CpuModel
-from isthmus.migration.engine import Progress
+from isthmus.migration.options import Progress
 from isthmus.qualification.demo.result import ActName, ActResult, MoveResult
 from isthmus.qualification.demo.stage import Stage
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isthmus.baseline.identity import maker
-from isthmus.migration.engine import Progress
+from isthmus.migration.options import Progress
 from isthmus.qualification.demo.result import (
     TITLES,
     ActName,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from isthmus.cpu.model import CpuModel
 from isthmus.hypervisor.qemu.guests import Guest
-from isthmus.migration.engine import Options
 from isthmus.migration.hosts import Hosts, Machine
+from isthmus.migration.options import Options
 from isthmus.qualification.demo.listener import cpuid_bits
 from isthmus.qualification.exercise.build import build_exercise
 from isthmus.qualification.exercise.encodings import NEED_NOT_TRAP, Encoding, encodings

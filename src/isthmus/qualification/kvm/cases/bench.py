@@ -16,8 +16,8 @@ from isthmus.errors import IsthmusError, RefusedError, RolledBackError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.process import LaunchSpec
-from isthmus.migration import engine
 from isthmus.migration.hosts import Machine
+from isthmus.migration.options import Options
 from isthmus.migration.record import MigrationRecord, records
 from isthmus.qualification.kvm.pool import LabHosts
 from isthmus.qualification.lab.image import GuestImage, command_line
@@ -29,9 +29,6 @@ PATIENCE_S = 300.0
 
 VERIFY_S = 120.0
 """How long a move watches for the payload's reports; it goes on as soon as they come."""
-
-MOVE_TRIES = 4
-_TOO_SLOW = "no QMP greeting within"
 
 MEMORY_MIB = 128
 BARE_MEMORY_MIB = 32
@@ -169,31 +166,15 @@ class Bench:
     ) -> Moved:
         """Move a guest as ``isthmus migrate`` does; what fails is told, not raised.
 
-        A move that was rolled back because the emulated host was too slow to answer is tried again.
-
         :param accepted: the risks that are taken, by rule; ``*`` is every one that is found.
         :param alter: how the destination is launched otherwise than it should be.
         """
         if "*" in accepted:
             found = self.hosts.check(self.read(name), to, translate=translate is not False)
             accepted = [finding.rule for finding in found.blocking]
-        options = engine.Options(
+        options = Options(
             verify_s=verify_s, translate=translate, rewrite=rewrite, lives_with_parent=True
         )
-        for _ in range(MOVE_TRIES):
-            moved = await self._move(name, to, options, accepted, alter)
-            if _TOO_SLOW not in moved.why:
-                break
-        return moved
-
-    async def _move(
-        self,
-        name: str,
-        to: str,
-        options: engine.Options,
-        accepted: Collection[str],
-        alter: Callable[[LaunchSpec], LaunchSpec],
-    ) -> Moved:
         self.note(f"it moves to {to}")
         before = set(self.store.journals.glob("*"))
         try:
