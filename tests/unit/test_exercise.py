@@ -107,6 +107,12 @@ def test_a_second_run_is_equal_and_another_round_is_not(tmp_path: Path) -> None:
     assert differences(said(3), said(3)) == ()
 
 
+def test_a_word_of_the_kernel_in_a_line_is_passed_over() -> None:
+    text = "exercise 0 ran=2 avx=0000[    0.912345] random: crng init done\r\n000000000001 end\r\n"
+    assert rounds(text) == {0: Round(ran=2, sums={"avx": "0000000000000001"})}
+    assert rounds(text.replace("[    0.912345] random", "random")) == {}
+
+
 def test_reads_rounds_and_tells_what_differs() -> None:
     text = (
         "[ 1.0] noise\nexercise 0 ran=2 aes=00000000000000ff pni=0000000000000001 end\r\n"

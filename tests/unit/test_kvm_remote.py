@@ -20,7 +20,7 @@ from isthmus.qualification.kvm.channel import (
     pass_on,
 )
 from isthmus.qualification.kvm.host import host_model, host_models
-from isthmus.qualification.kvm.image import INIT, build_agent
+from isthmus.qualification.kvm.image import build_agent
 from isthmus.qualification.kvm.remote import read_command
 
 
@@ -138,24 +138,3 @@ def test_every_kind_of_host_is_of_a_known_maker_and_emulator() -> None:
         assert model.emulator in {"qemu", "bochs"}
     with pytest.raises(InputError, match="cray"):
         host_model("cray")
-
-
-def test_a_module_of_a_host_gets_the_options_that_are_meant_for_it(tmp_path: Path) -> None:
-    """Words of the kernel's command line, as modprobe(8) takes them."""
-    words = tmp_path / "cmdline"
-    words.write_text("quiet kvm_intel.enable_apicv=0 kvm.ignore_msrs=1 kvm_intel.pml=0 kvm_amd=1\n")
-    script = INIT.decode()
-    function = script[script.index("options() {") : script.index("while read")]
-    function = function.replace("/proc/cmdline", str(words))
-    said = {
-        module: subprocess.run(
-            ["sh", "-c", f"{function}\noptions {module}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        for module in ("kvm_intel", "kvm", "kvm_amd")
-    }
-    assert said == {
-        "kvm_intel": ["enable_apicv=0", "pml=0"], "kvm": ["ignore_msrs=1"], "kvm_amd": [],
-    }  # fmt: skip

@@ -225,10 +225,8 @@ async def cross(hosts: Hosts, made: GuestImage, pair: Pair, stays: int = 3) -> C
     if 0 not in run:
         faults.append("round 0: missing")
     last = max(run, default=0)
-    stayed = rounds(await stay(hosts, made, pair.home, lambda text: last in rounds(text)))
-    if not run.keys() <= stayed.keys():  # a message of the kernel has broken into a line
-        stayed = rounds(await stay(hosts, made, pair.home, lambda text: last in rounds(text)))
-    faults += differences(run, stayed)
+    stayed = await stay(hosts, made, pair.home, lambda text: last in rounds(text))
+    faults += differences(run, rounds(stayed))
     verdict = judge(went.streams, cpuid_may_lose=cpuid_bits(home.features ^ abroad.features))
     faults += [str(fault) for fault in verdict.faults]
     first, second, third = (len(rounds(console)) for console in went.consoles)

@@ -1,7 +1,8 @@
 """What the exercise said, and whether two runs of it agree to the bit.
 
 A line each round: ``exercise ROUND ran=COUNT FEATURE=SUM … end``.  The console carries the kernel's
-words, too, and a move may cut a line in two between two processes' files: join them before.
+words, too, which break into a line (it writes them past the terminal's buffer), and a move may cut
+a line in two between two processes' files: join them before.
 """
 
 import re
@@ -12,6 +13,8 @@ from isthmus.values import Value
 _ROUND = re.compile(
     r"exercise (\d{1,9}) ran=(\d{1,6})((?: [a-z0-9.-]{1,32}=[0-9a-f]{16})*) end\r?$"
 )
+_KERNEL = re.compile(r"\[ {0,4}\d{1,8}\.\d{6}\] [^\n]*\n")
+"""A message of the kernel, with its time (Linux kernel/printk/printk.c, print_time)."""
 _DIED = re.compile(r"exercise died (signal=\d{1,3} name=\w{1,32}) ")
 
 
@@ -25,7 +28,7 @@ class Round(Value, frozen=True):
 def rounds(text: str) -> dict[int, Round]:
     """The rounds that a console tells of, by number."""
     found = {}
-    for line in text.split("\n"):
+    for line in _KERNEL.sub("", text).split("\n"):
         match = _ROUND.search(line)
         if match:
             sums = dict(pair.split("=") for pair in match[3].split())

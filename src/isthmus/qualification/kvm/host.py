@@ -53,17 +53,13 @@ GATEWAY = "10.0.2.2"
 
 
 class HostModel(Value, frozen=True):
-    """A kind of lab host: its maker (CPUID's vendor), what emulates it, and as what.
-
-    ``words``: more for its kernel's command line, each with its reason in the data.
-    """
+    """A kind of lab host: its maker (CPUID's vendor), what emulates it, and as what."""
 
     name: str
     maker: str
     emulator: str
     cpu: str
     about: str
-    words: tuple[str, ...] = ()
 
 
 class _Models(Value, frozen=True, forbid_unknown_fields=True):
@@ -158,7 +154,6 @@ async def up(
     _write_program(folder)
     # A lab host has no secrets to defend, and defences are slow to emulate.
     words = f"console=ttyS0 quiet mitigations=off isthmus.token={token} isthmus.host={model.name}"
-    words = " ".join((words, *model.words))
     if model.emulator == "bochs":
         emulator = await asyncio.to_thread(find_bochs, cache, progress)
         version = f"Bochs {emulator.version}"
@@ -229,7 +224,7 @@ async def down(run: Path) -> list[str]:
 
 
 def _key(model: HostModel, image: HostImage, qemu: QemuBinary) -> str:
-    return key_of(RECIPE, image.key, model.cpu, *model.words, str(MEMORY_MIB), qemu.version_text)
+    return key_of(RECIPE, image.key, model.cpu, str(MEMORY_MIB), qemu.version_text)
 
 
 def _command(

@@ -48,14 +48,8 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
-# A word MODULE.NAME=VALUE of the command line is an option of that module, as modprobe takes it.
-options() {
-    for word in $(cat /proc/cmdline); do
-        case $word in "$1".*) echo "${word#*.}" ;; esac
-    done
-}
 while read -r module; do
-    insmod "/lib/modules/$module.ko" $(options "$module") 2>/dev/null
+    insmod "/lib/modules/$module.ko" 2>/dev/null
 done < /lib/modules/order
 token=
 for word in $(cat /proc/cmdline); do
