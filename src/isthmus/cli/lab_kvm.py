@@ -9,7 +9,7 @@ import click
 
 from isthmus.cli import lab as shared
 from isthmus.cli.lab_libvirt import libvirt
-from isthmus.cli.lab_shell import interact, raw_terminal
+from isthmus.cli.lab_shell import open_shell
 from isthmus.cli.lab_xen import xen
 from isthmus.places import cache_folder
 from isthmus.qualification.kvm import host as lab_host
@@ -142,12 +142,7 @@ def shell(name: str, command: tuple[str, ...]) -> None:
             f"{name}: no lab host of that name is up",
             remedy=f"up are: {', '.join(hosts) or 'none'}",
         )
-    channel = host.channel()
-    if command:
-        click.echo(shared.run(channel.run("/bin/sh", "-c", " ".join(command))), nl=False)
-    else:
-        with raw_terminal():
-            shared.run(interact(channel))
+    open_shell(host.channel(), command)
 
 
 @kvm.command()

@@ -6,16 +6,28 @@ import os
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import click
+
+from isthmus.cli import lab as shared
 from isthmus.qualification.kvm.channel import Channel
 
 _END_OF_INPUT = b"\x04"
 """What a terminal takes for the end (termios(3), VEOF)."""
 
 
+def open_shell(channel: Channel, command: Sequence[str]) -> None:
+    """Run a command in a host's shell and print what it says, or open the shell if there is none."""
+    if command:
+        click.echo(shared.run(channel.run("/bin/sh", "-c", " ".join(command))), nl=False)
+        return
+    with _raw_terminal():
+        shared.run(_interact(channel))
+
+
 @contextlib.contextmanager
-def raw_terminal() -> Iterator[None]:
+def _raw_terminal() -> Iterator[None]:
     """Let every key through to the other side, if the standard input is a terminal."""
     if not sys.stdin.isatty():
         yield
@@ -28,7 +40,7 @@ def raw_terminal() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-async def interact(channel: Channel) -> None:
+async def _interact(channel: Channel) -> None:
     """Pass the terminal on until the shell ends."""
     loop = asyncio.get_running_loop()
     reader, writer = await channel.open("shell")

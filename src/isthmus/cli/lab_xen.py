@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isthmus.cli import lab as shared
-from isthmus.cli.lab_shell import interact, raw_terminal
+from isthmus.cli.lab_shell import open_shell
 
 if TYPE_CHECKING:
     from isthmus.qualification.xen.host import LabHost
@@ -201,12 +201,7 @@ def shell(name: str, command: tuple[str, ...]) -> None:
     """
     from isthmus.qualification.xen import host as lab_host
 
-    channel = lab_host.named(name).channel()
-    if command:
-        click.echo(shared.run(channel.run("/bin/sh", "-c", " ".join(command))), nl=False)
-    else:
-        with raw_terminal():
-            shared.run(interact(channel))
+    open_shell(lab_host.named(name).channel(), command)
 
 
 @xen.command()

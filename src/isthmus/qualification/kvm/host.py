@@ -32,6 +32,7 @@ from isthmus.hypervisor.qemu.stream import read_transfer
 from isthmus.qualification.kvm.bochs import Bochs, boot_cd, find_bochs, network, settings
 from isthmus.qualification.kvm.channel import AgentGoneError, Channel
 from isthmus.qualification.kvm.image import AGENT_PORT, HostImage
+from isthmus.qualification.lab.hosts import remove_all
 from isthmus.qualification.store import key_of
 from isthmus.values import Value, from_json, read_value, to_json
 
@@ -214,12 +215,7 @@ async def down(run: Path) -> list[str]:
     :returns: the names of those that were up.
     """
     names = list(started(run))
-    for folder in sorted(run.glob("*")):  # noqa: ASYNC240  (a handful of folders)
-        for left in process.mentioning(folder):
-            await asyncio.to_thread(left.kill)
-        shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        run.rmdir()  # noqa: ASYNC240
+    await remove_all(run)
     return names
 
 

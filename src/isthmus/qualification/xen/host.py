@@ -25,6 +25,7 @@ from isthmus.places import run_folder
 from isthmus.qualification.kvm import host as kvm_host
 from isthmus.qualification.kvm.channel import Channel
 from isthmus.qualification.kvm.image import AGENT_PORT
+from isthmus.qualification.lab.hosts import remove_all
 from isthmus.qualification.lab.xen_host import DOM0_MIB, HOST_MIB, XenHost, build_host
 from isthmus.qualification.xen.hypervisor import rebuilt
 from isthmus.values import Value, from_json, read_value, to_json
@@ -213,12 +214,7 @@ def named(name: str) -> LabHost:
 async def down(run: Path) -> list[str]:
     """End all Xen hosts with the guests in them, and remove their files; the names of those up."""
     names = list(started(run))
-    for folder in sorted(run.glob("*")):  # noqa: ASYNC240  (a handful of folders)
-        for left in process.mentioning(folder):
-            await asyncio.to_thread(left.kill)
-        shutil.rmtree(folder, ignore_errors=True)
-    if run.is_dir():  # noqa: ASYNC240
-        run.rmdir()  # noqa: ASYNC240
+    await remove_all(run)
     return names
 
 
