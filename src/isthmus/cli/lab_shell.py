@@ -18,7 +18,7 @@ _END_OF_INPUT = b"\x04"
 
 
 def open_shell(channel: Channel, command: Sequence[str]) -> None:
-    """Run a command in a host's shell and print what it says, or open the shell if there is none."""
+    """Run a command in a host's shell and print what it says; open the shell if there is none."""
     if command:
         click.echo(shared.run(channel.run("/bin/sh", "-c", " ".join(command))), nl=False)
         return
