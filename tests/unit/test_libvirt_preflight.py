@@ -5,11 +5,13 @@ from test_libvirt_rules import AMD, INTEL, SAFE, cpu, domain
 
 from isthmus.cpu.named import qemu_models
 from isthmus.divergence.evidence import GuestEvidence, require_known_facts
-from isthmus.errors import InputError
+from isthmus.errors import InputError, RefusedError
 from isthmus.hypervisor.libvirt.domain import Domain
 from isthmus.hypervisor.libvirt.host import LibvirtHost
-from isthmus.migration.libvirt_guest import by_hand
+from isthmus.migration.libvirt_guest import by_hand, require_live
 from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
+from isthmus.migration.options import Options
+from isthmus.migration.platforms import Request
 from isthmus.migration.preflight import Preflight, preflight
 
 BLOCK = "<disk type='block'><source dev='/dev/sdb'/><target dev='vda'/></disk>"
@@ -42,6 +44,14 @@ def test_a_maker_that_the_definition_demands_does_not_stop_a_move_by_hand() -> N
         "libvirt-vendor-open",
     }
     assert not judged(by_hand(host_model, "AuthenticAMD")).blocking
+
+
+def test_a_move_by_hand_is_not_made_otherwise_than_was_asked() -> None:
+    """Above all not in the clear where it was to be encrypted."""
+    request = Request(guest="web", source="a", destination="b", options=Options())
+    require_live(request)
+    with pytest.raises(RefusedError, match="not moved with --tls, --parallel"):
+        require_live(request.replace(tls=True, parallel=2))
 
 
 def test_host_model_is_told_of_from_the_definition_of_a_running_guest() -> None:

@@ -1,7 +1,7 @@
 """`isthmus migrate`: move a running guest to another host."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,19 +119,23 @@ def migrate(
         warn_share=share(warn_share),
         through=through.absolute() if through else None,
     )
+    wishes = {
+        "--through": through, "--watch": watch, "--sync-clock": sync_clock, "--peer": peer,
+        "--link": link, "--postcopy": postcopy, "--parallel": parallel,
+        "--copy-storage": copy_storage, "--tls": tls,
+    }  # fmt: skip
+    wished = {name for name, value in wishes.items() if value}
     if resume:
         lab.run(_resume(guest, use or "", as_json))
     elif qmp and to_qmp:
-        if through is not None:
-            raise InputError(
-                "a guest that is named by its QMP socket is moved live",
-                remedy="leave out --through, or start the guest with isthmus guest start",
-            )
+        _require_only(wished, {"--watch"}, "a guest that is named by its QMP socket")
         ends = qmp.absolute(), to_qmp.absolute()
         lab.run(_by_socket(*ends, options, accept_risk, watch, as_json))
     elif guest and source and host:
-        from isthmus.migration.platforms import Request
+        from isthmus.migration.platforms import TAKES, Request, platform_of
 
+        platform = platform_of(source, host)
+        _require_only(wished, TAKES[platform], f"a guest of {platform}")
         request = Request(
             guest=guest,
             source=source,
@@ -148,11 +152,21 @@ def migrate(
         )
         lab.run(_between(request, dry_run, watch, sync_clock, as_json))
     elif guest and host and not force:
+        _require_only(wished, {"--through", "--watch"}, "a guest that Isthmus has started")
         lab.run(_by_name(guest, host, options, accept_risk, dry_run, watch, qemu, as_json))
     else:
         raise InputError(
             "say what to move where",
             remedy="GUEST --to HOST, or GUEST --from URI --to URI, or --qmp SOCKET --to-qmp SOCKET",
+        )
+
+
+def _require_only(wished: Collection[str], possible: Collection[str], whom: str) -> None:
+    """Refuse, before anything is touched, what this kind of move has no way to do."""
+    if impossible := sorted(set(wished) - set(possible)):
+        raise InputError(
+            f"{', '.join(impossible)}: not for {whom}",
+            remedy="leave it out" if len(impossible) == 1 else "leave them out",
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isthmus.errors import InputError, IsthmusError
+from isthmus.errors import IsthmusError
 
 if TYPE_CHECKING:
     from isthmus.cpu.model import CpuModel
@@ -120,19 +120,12 @@ async def stay_at(
 ) -> None:
     """Watch a domain of libvirt on the host that it has come to, after setting its clock.
 
-    :raises InputError: that platform cannot be watched.
     :raises IsthmusError: the guest died.
     """
     from isthmus.hypervisor.libvirt.virsh import Virsh
     from isthmus.migration.death_notice import WatchRecord
-    from isthmus.migration.platforms import platform_of
     from isthmus.migration.vigil_libvirt import LOOK_S, DomainEyes
 
-    if platform_of(request.source, request.destination) != "libvirt":
-        raise InputError(
-            f"{request.destination}: guests of this platform cannot be watched yet",
-            remedy="the guest was moved; leave out --watch and --sync-clock",
-        )
     begun = WatchRecord.begin(request.guest, request.destination, migration)
     async with DomainEyes(Virsh(request.destination), request.guest) as eyes:
         if sync_clock:

@@ -37,7 +37,7 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.migration import libvirt_translated
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.ending import brought_to_end
-from isthmus.migration.libvirt_guest import Facts, judge, read_facts, served
+from isthmus.migration.libvirt_guest import Facts, goes_by_hand, judge, read_facts, served
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request, has_host
@@ -82,7 +82,7 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
             store.journals, request.guest, lambda plan: plan.source.domain == facts.uuid
         )
         by = served(request, facts)
-        if facts.hop is not None or verdict.needs_translation:
+        if goes_by_hand(facts, verdict):
             return await libvirt_translated.move(request, facts, verdict, by, store, observer)
         plan = Plan(
             id=new_id(),

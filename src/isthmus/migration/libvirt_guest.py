@@ -8,6 +8,7 @@ from isthmus.cpu.model import CpuModel
 from isthmus.cpu.readers.libvirt_cpu import read_libvirt
 from isthmus.cpu.readers.xml import parse
 from isthmus.divergence.evidence import GuestEvidence
+from isthmus.errors import RefusedError
 from isthmus.hypervisor.libvirt.connection import Connection, binding, call
 from isthmus.hypervisor.libvirt.domain import Domain, read_domain
 from isthmus.hypervisor.libvirt.incoming import Hop, hop_of
@@ -108,10 +109,34 @@ def served(request: Request, facts: Facts) -> Service:
     )
 
 
+def goes_by_hand(facts: Facts, verdict: Preflight) -> bool:
+    """Whether Isthmus moves the guest itself, since libvirt would not."""
+    return facts.hop is not None or verdict.needs_translation
+
+
+def require_live(request: Request) -> None:
+    """Refuse what libvirt's own moves can do and those by hand cannot.
+
+    :raises RefusedError: something of that is asked for.
+    """
+    wished = {
+        "--tls": request.tls, "--postcopy": request.postcopy, "--parallel": request.parallel,
+        "--copy-storage": request.copy_storage,
+    }  # fmt: skip
+    if impossible := [name for name, value in wished.items() if value]:
+        raise RefusedError(
+            f"{request.guest}: a translated guest is not moved with {', '.join(impossible)}",
+            remedy="leave that out, or start the guest anew with a level (isthmus level --apply)",
+        )
+
+
 async def judge(
     request: Request, facts: Facts, source: Connection, destination: Connection
 ) -> Preflight:
-    """All checks of the move; takes no step."""
+    """All checks of the move; takes no step.
+
+    :raises RefusedError: something is asked for that such a move cannot do.
+    """
     running = read_domain(facts.xml, where=facts.name)
     defined = read_domain(facts.definition, where=facts.name) if facts.definition else None
     kind, arch = running.kind, running.arch
@@ -138,6 +163,8 @@ async def judge(
         accepted=request.accepted,
         hypervisor="tcg" if facts.emulated else "kvm",
     )
+    if goes_by_hand(facts, judged):
+        require_live(request)
     # A guest that we have moved by hand has arguments of ours, and a CPU that is not its own.
     if facts.hop is None:
         if judged.needs_translation:

@@ -76,6 +76,18 @@ PLATFORMS: dict[str, str] = {
 }
 """The module of each platform, imported when it is used."""
 
+TAKES: dict[str, frozenset[str]] = {
+    "libvirt": frozenset(
+        {
+            "--peer", "--link", "--postcopy", "--parallel", "--copy-storage", "--tls", "--watch",
+            "--sync-clock",
+        }
+    ),
+    "xen": frozenset(),
+    "xapi": frozenset(),
+}  # fmt: skip
+"""Which wishes, by the command's options, a platform has a way to fulfil: others are refused."""
+
 SCHEMES: dict[str, str] = {
     "qemu": "libvirt",
     "xen": "xen",
