@@ -48,6 +48,7 @@ def up(names: tuple[str, ...], packaged: bool, qemu: str, as_json: bool) -> None
     """
     from isthmus.hypervisor.qemu.binary import find_qemu
     from isthmus.places import cache_folder
+    from isthmus.qualification.lab.hosts import starting
     from isthmus.qualification.xen import host as lab_host
     from isthmus.values import to_json
 
@@ -57,21 +58,22 @@ def up(names: tuple[str, ...], packaged: bool, qemu: str, as_json: bool) -> None
         click.echo(f"{time.monotonic() - begun:6.1f} s  {text}", err=True)
 
     async def work() -> "list[LabHost]":
-        models = [lab_host.host_model(name) for name in names or DEFAULT]
+        models = [lab_host.host_model(name) for name in dict.fromkeys(names or DEFAULT)]
         image, live = await asyncio.to_thread(
             lab_host.image, cache=cache_folder(), packaged=packaged, progress=progress
         )
         program = await asyncio.to_thread(find_qemu, qemu)
         folder = lab_host.lab_folder()
         # Where one fails, the end of this work cancels the others, which then clean up.
-        return list(
-            await asyncio.gather(
-                *(
-                    lab_host.up(model, image, program, live=live, run=folder, progress=progress)
-                    for model in models
+        with starting(folder, names or DEFAULT):
+            return list(
+                await asyncio.gather(
+                    *(
+                        lab_host.up(model, image, program, live=live, run=folder, progress=progress)
+                        for model in models
+                    )
                 )
             )
-        )
 
     started = shared.run(work())
     if as_json:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from isthmus.hypervisor.qemu.binary import QemuBinary
 from isthmus.qualification.kvm import host as lab_host
-from isthmus.qualification.kvm.host import LabHost
+from isthmus.qualification.kvm.host import HostModel, LabHost
 from isthmus.qualification.kvm.image import build_host_image
+from isthmus.qualification.lab.hosts import starting
 from isthmus.qualification.lab.image import build_image
 
 
@@ -27,10 +28,23 @@ async def start(
     Where one fails, those that had come up are ended again.
 
     :param kernel: the guests' kernel, which every host gets beforehand.
-    :raises InputError: there is no host of a name, or one is up already.
+    :raises InputError: there is no host of a name, or one is up or being started already.
     :raises HypervisorError: one does not come up.
     """
-    models = [lab_host.host_model(name) for name in names]
+    models = [lab_host.host_model(name) for name in dict.fromkeys(names)]
+    with starting(run, names):
+        return await _start_all(models, qemu, run, cache, kernel, lives_with_parent, progress)
+
+
+async def _start_all(
+    models: Collection[HostModel],
+    qemu: QemuBinary,
+    run: Path,
+    cache: Path,
+    kernel: str | None,
+    lives_with_parent: bool,
+    progress: Callable[[str], None],
+) -> list[LabHost]:
     guest = await asyncio.to_thread(build_image, kernel, cache=cache, progress=progress)
     images = {
         emulator: await asyncio.to_thread(
@@ -42,7 +56,7 @@ async def start(
         )
         for emulator in sorted({model.emulator for model in models})
     }
-    starting = [
+    under_way = [
         asyncio.ensure_future(
             lab_host.up(
                 model,
@@ -57,11 +71,11 @@ async def start(
         for model in models
     ]
     try:
-        return list(await asyncio.gather(*starting))
+        return list(await asyncio.gather(*under_way))
     except BaseException:
-        for one in starting:
+        for one in under_way:
             one.cancel()
-        ended = await asyncio.gather(*starting, return_exceptions=True)
+        ended = await asyncio.gather(*under_way, return_exceptions=True)
         for host in ended:
             if isinstance(host, LabHost):
                 await asyncio.to_thread(end, host)
