@@ -34,6 +34,15 @@ def test_both_have_kvm_and_tell_their_versions(lab: Lab) -> None:
     assert "processor" in lab.isthmus("lab", "kvm", "shell", "phenom", "cat /proc/cpuinfo")
 
 
+def test_a_guest_boots_under_kvm_in_each(lab: Lab) -> None:
+    lived = json.loads(lab.isthmus("lab", "kvm", "try", "--json"))
+    assert sorted(one["host"] for one in lived) == [OLDER, NEWER]
+    assert all(one["kvm"] for one in lived)
+    assert "run by KVM" in lab.isthmus("lab", "kvm", "try", "phenom")
+    assert "no lab host of that name" in lab.isthmus("lab", "kvm", "try", "none", status=2)
+    assert not json.loads(lab.isthmus("guest", "list", "--json"))
+
+
 def test_what_lets_one_in_is_not_told_to_the_other_users(lab: Lab) -> None:
     hosts = json.loads(lab.isthmus("lab", "kvm", "status", "--json"))
     for host in hosts:

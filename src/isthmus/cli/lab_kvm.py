@@ -122,6 +122,37 @@ def _line(host: LabHost) -> str:
     )
 
 
+@kvm.command("try")
+@click.argument("names", nargs=-1, metavar="[HOST]...")
+@shared.json_option
+def try_(names: tuple[str, ...], as_json: bool) -> None:
+    """Boot a guest in each lab host that is up, see that it runs under KVM, and end it.
+
+    \b
+    Examples:
+      isthmus lab kvm try
+      isthmus lab kvm try epyc --json
+    """
+    from isthmus.errors import HypervisorError
+    from isthmus.places import run_folder
+    from isthmus.qualification.kvm.cases.run import boot_guests
+    from isthmus.values import to_json
+
+    hosts = {name: _named(name) for name in map(_bare, names)} or lab_host.started(lab_folder())
+    lived = shared.run(
+        boot_guests(hosts, run=run_folder(), cache=cache_folder(), progress=_progress())
+    )
+    if as_json:
+        click.echo(to_json(lived))
+    for one in lived if not as_json else ():
+        click.echo(
+            f"{one.host:14} a guest of Linux {one.guest_kernel} reported after {one.seconds:.1f} s,"
+            f" run by {'KVM' if one.kvm else 'emulation'}"
+        )
+    if slow := [one.host for one in lived if not one.kvm]:
+        raise HypervisorError(f"{', '.join(slow)}: the guest was not run by KVM")
+
+
 @kvm.command()
 @click.argument("name", metavar="HOST")
 @click.argument("command", nargs=-1)
@@ -133,16 +164,23 @@ def shell(name: str, command: tuple[str, ...]) -> None:
       isthmus lab kvm shell epyc
       isthmus lab kvm shell epyc 'dmesg | tail'
     """
+    open_shell(_named(_bare(name)).channel(), command)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(PREFIX)
+
+
+def _named(name: str) -> LabHost:
     from isthmus.errors import InputError
 
     hosts = lab_host.started(lab_folder())
-    host = hosts.get(name.removeprefix(PREFIX))
-    if host is None:
+    if name not in hosts:
         raise InputError(
             f"{name}: no lab host of that name is up",
             remedy=f"up are: {', '.join(hosts) or 'none'}",
         )
-    open_shell(host.channel(), command)
+    return hosts[name]
 
 
 @kvm.command()

@@ -1,21 +1,23 @@
-"""Cases on hosts that are brought up for them: the selftest."""
+"""Cases on hosts that are brought up for them: the selftest; and a guest on each, as a trial."""
 
+import asyncio
 import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from isthmus.errors import IsthmusError
 from isthmus.hypervisor.qemu.binary import QemuBinary
 from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.qualification.kvm import host as lab_host
 from isthmus.qualification.kvm import together
 from isthmus.qualification.kvm.cases.bench import Bench
 from isthmus.qualification.kvm.cases.case import Case, Outcome, Part, Verdict
 from isthmus.qualification.kvm.host import LabHost
-from isthmus.qualification.kvm.pool import lab_folder, lab_hosts
+from isthmus.qualification.kvm.pool import PREFIX, lab_folder, lab_hosts
 from isthmus.qualification.lab.image import GuestImage, build_image
 from isthmus.values import Value
 
@@ -101,6 +103,51 @@ async def selftest(
         with contextlib.suppress(OSError):
             lab_folder().rmdir()
     return report
+
+
+class Lived(Value, frozen=True):
+    """A guest that came up on a lab host: its kernel, under KVM or not, after how many seconds."""
+
+    host: str
+    guest_kernel: str
+    kvm: bool
+    seconds: float
+
+
+async def boot_guests(
+    hosts: Mapping[str, LabHost],
+    *,
+    run: Path,
+    cache: Path,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Lived]:
+    """Boot a guest on each of these hosts, one after another, until it reports, and end it.
+
+    :raises IsthmusError: one does not come up.
+    """
+    folder = _folder(run)
+    try:
+        image = await asyncio.to_thread(build_image, cache=cache, progress=progress)
+        pool = await lab_hosts(hosts, GuestStore(folder / "s", folder))
+        bench = Bench(pool, lambda _: image, progress)
+        lived = []
+        for name in hosts:
+            begun = time.monotonic()
+            async with bench.guest(PREFIX + name) as guest:
+                seconds = time.monotonic() - begun
+                async with Monitor.session(bench.read(guest).process.observe) as monitor:
+                    kvm = await monitor.execute("query-kvm")
+            lived.append(
+                Lived(
+                    host=PREFIX + name,
+                    guest_kernel=image.release,
+                    kvm=bool(kvm["enabled"]),
+                    seconds=seconds,
+                )
+            )
+        return lived
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder(run: Path) -> Path:
