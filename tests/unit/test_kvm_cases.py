@@ -63,6 +63,25 @@ def test_the_page_tells_versions_verdicts_and_consoles_and_breaks_no_table() -> 
     assert seen.as_expected
 
 
+def test_a_page_with_marks_gets_the_table_between_them_again_and_again() -> None:
+    text = f"# Mine\n\n{table.BEGIN}\nold\n{table.END}\n\nmore\n"
+    first = table.rewritten(text, report(part("moved", "dead", "alive", holds=False)))
+    again = table.rewritten(first, report(part("moved", "dead", "dead", holds=True)))
+    assert again.startswith(f"# Mine\n\n{table.BEGIN}\nOf the run on 1970-01-01 (1 min):\n")
+    assert again.endswith(f"| as expected |\n{table.END}\n\nmore\n")
+    assert again.count("| 2. masked | moved |") == 1
+    assert "alive" not in again
+    assert "old" not in again
+
+
+def test_somebody_elses_page_is_not_overwritten() -> None:
+    assert table.takes("")
+    assert table.takes(table.page(report(part("moved", "dead", "dead", holds=True))))
+    assert table.takes(f"x{table.BEGIN}{table.END}")
+    assert not table.takes("# Mine")
+    assert not table.takes(f"x{table.END}{table.BEGIN}")
+
+
 def test_what_goes_otherwise_is_told_and_counted() -> None:
     seen = report(part("moved", "alive", "dead", holds=False))
     assert not seen.as_expected

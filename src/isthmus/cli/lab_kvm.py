@@ -188,12 +188,14 @@ def _named(name: str) -> LabHost:
 @click.option("--list", "list_only", is_flag=True, help="List the failures, and run nothing.")
 @click.option(
     "--write",
+    "pages",
+    multiple=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the page with the table.",
+    help="Write a page with the table; in one that has marks for it, only what is between them.",
 )
 @shared.qemu_option
 @shared.json_option
-def selftest(only: str, list_only: bool, write: Path | None, qemu: str, as_json: bool) -> None:
+def selftest(only: str, list_only: bool, pages: tuple[Path, ...], qemu: str, as_json: bool) -> None:
     """Reproduce the failures of moves between makers, and cure them, on lab hosts.
 
     Lab hosts that are up are used; the others are started and ended again.  Ends with status 1
@@ -219,8 +221,8 @@ def selftest(only: str, list_only: bool, write: Path | None, qemu: str, as_json:
     except ValueError as error:
         raise InputError(f"--only {only}: not numbers", remedy="--only 1,5") from error
     cases = chosen(numbers)
-    if write is not None and not write.parent.is_dir():
-        raise InputError(f"{write.parent}: no such folder", remedy="name a file in a folder")
+    for page in pages:
+        _page(page)
     if list_only:
         for case in cases:
             click.echo(f"{case.number:2}  {case.title} ({', '.join(case.hosts)})")
@@ -228,11 +230,12 @@ def selftest(only: str, list_only: bool, write: Path | None, qemu: str, as_json:
     progress = _progress()
 
     def keep(report: Report) -> None:
-        if write is not None:
+        for page in pages:
+            text = table.rewritten(_page(page), report)
             try:
-                write.write_text(table.page(report), encoding="utf-8")
+                page.write_text(text, encoding="utf-8")
             except OSError as error:
-                raise InputError(f"{write}: {error.strerror}") from error
+                raise InputError(f"{page}: {error.strerror}") from error
 
     async def work() -> Report:
         program = await asyncio.to_thread(find_qemu, qemu)
@@ -249,6 +252,25 @@ def selftest(only: str, list_only: bool, write: Path | None, qemu: str, as_json:
     click.echo(to_json(report) if as_json else "\n".join(table.lines(report)))
     if not report.as_expected:
         raise IsthmusError("not all went as expected", remedy="the table says what was seen")
+
+
+def _page(path: Path) -> str:
+    """What the page has now, empty if there is none; refused where it is somebody else's."""
+    from isthmus.errors import InputError
+    from isthmus.qualification.kvm.cases import table
+
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder", remedy="name a file in a folder")
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if not table.takes(text):
+        raise InputError(
+            f"{path}: holds something else",
+            remedy=f"name another file, or put the lines {table.BEGIN} and {table.END} into it",
+        )
+    return text
 
 
 @kvm.command()

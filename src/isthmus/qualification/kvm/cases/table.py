@@ -5,7 +5,10 @@ import time
 from isthmus.qualification.kvm.cases.case import Outcome, Part, Verdict
 from isthmus.qualification.kvm.cases.run import Report
 
-COMMAND = "isthmus lab kvm selftest --write docs/kvm-selftest.md"
+COMMAND = "isthmus lab kvm selftest --write docs/kvm-selftest.md --write docs/kvm-lab.md"
+TITLE = "# Failures of moves between makers, on real KVM"
+BEGIN, END = "<!-- the selftest's table -->", "<!-- end of the selftest's table -->"
+"""Between these lines a page that people write has the table of the last run."""
 
 
 def lines(report: Report) -> list[str]:
@@ -29,17 +32,11 @@ def lines(report: Report) -> list[str]:
 
 def page(report: Report) -> str:
     """The page ``docs/kvm-selftest.md``: versions, the table, and the consoles as evidence."""
-    day = time.strftime("%Y-%m-%d", time.gmtime(report.at))
-    rows = [
-        row(outcome, part, first=number == 0)
-        for outcome in report.outcomes
-        for number, part in enumerate(outcome.parts)
-    ]
     took = f"The run took {report.seconds / 60:.0f} min, hosts included."
     text = [
-        "# Failures of moves between makers, on real KVM",
+        TITLE,
         "",
-        f"Written by `{COMMAND}` on {day}; not edited by hand.",
+        f"Written by `{COMMAND}` on {_day(report)}; not edited by hand.",
         f"{took} Guests run Linux {report.guest_kernel}.",
         "",
         "| host | KVM | Linux | QEMU in it | emulated as | by | came up in |",
@@ -52,9 +49,7 @@ def page(report: Report) -> str:
         "",
         "What a host is, and what cannot be shown on one: [kvm-lab.md](kvm-lab.md).",
         "",
-        "| failure | tried | expected | seen | verdict |",
-        "|---|---|---|---|---|",
-        *rows,
+        *_table(report),
         "",
         "## Consoles",
         "",
@@ -65,6 +60,37 @@ def page(report: Report) -> str:
                 text += [f"### {outcome.number}: {part.tried}", "", "```text"]
                 text += [part.console.replace("```", "'''"), "```", ""]
     return "\n".join(text).rstrip() + "\n"
+
+
+def takes(text: str) -> bool:
+    """Whether a page that has this text may be written anew: ours, or one with marks."""
+    return not text or text.startswith(TITLE) or END in text.partition(BEGIN)[2]
+
+
+def rewritten(text: str, report: Report) -> str:
+    """What becomes of the page ``text``: where it has the marks, only what is between them."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        return page(report)
+    told = f"Of the run on {_day(report)} ({report.seconds / 60:.0f} min):"
+    return "\n".join([head + BEGIN, told, "", *_table(report), END + tail])
+
+
+def _table(report: Report) -> list[str]:
+    return [
+        "| failure | tried | expected | seen | verdict |",
+        "|---|---|---|---|---|",
+        *(
+            row(outcome, part, first=number == 0)
+            for outcome in report.outcomes
+            for number, part in enumerate(outcome.parts)
+        ),
+    ]
+
+
+def _day(report: Report) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(report.at))
 
 
 def row(outcome: Outcome, part: Part, *, first: bool) -> str:
