@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,33 @@ async def test_a_host_that_is_not_up_is_one_clear_error() -> None:
         port = free.getsockname()[1]
     with pytest.raises(AgentGoneError, match="nowhere"):
         await Channel("nowhere", port, "").open("has", "/")
+
+
+ENDS_WITH_A_CONNECTION = """
+import asyncio, sys
+from isthmus.qualification.kvm.remote import run
+
+async def work():
+    connected = asyncio.Event()
+    async def serve(reader, writer):
+        connected.set()
+        await reader.read()
+    await asyncio.start_unix_server(serve, sys.argv[1])
+    ends = await asyncio.open_unix_connection(sys.argv[1])
+    await connected.wait()
+    return 3
+
+sys.exit(run(work()))
+"""
+
+
+def test_an_end_while_somebody_is_connected_prints_nothing(tmp_path: Path) -> None:
+    """What the program prints last is taken for QEMU's reason to end."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WITH_A_CONNECTION, str(tmp_path / "s")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, "")
 
 
 def test_what_concerns_two_machines_is_found_in_a_command_line() -> None:

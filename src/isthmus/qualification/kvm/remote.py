@@ -19,9 +19,10 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isthmus.errors import InputError, IsthmusError
 from isthmus.qualification.kvm.channel import (
@@ -155,12 +156,31 @@ async def _mirror(channel: Channel, path: Path) -> None:
             await asyncio.sleep(0.02)
 
 
+def run(work: Coroutine[None, None, int]) -> int:
+    """Run ``work``; what it leaves is cancelled without a word.
+
+    What is printed here is taken for QEMU's.  Python tells of every connection that is cut when the
+    process ends (asyncio.streams, the callback of ``start_unix_server``), after QEMU's last words.
+    """
+
+    async def quietly() -> int:
+        asyncio.get_running_loop().set_exception_handler(_told)
+        return await work
+
+    return asyncio.run(quietly())
+
+
+def _told(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
+
+
 def main() -> int:
     """The process's entry point."""
     try:
         folder, *arguments = sys.argv[1:]
         channel = Channel.read(Path(folder))
-        return asyncio.run(stand_for(channel, read_command(arguments)))
+        return run(stand_for(channel, read_command(arguments)))
     except (IsthmusError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return _LOST

@@ -1,6 +1,6 @@
 """Programs of this folder in a guest's image, which run beside its payload.
 
-``contend`` makes a kernel call its hypervisor.
+``contend`` makes a kernel call its hypervisor; ``misaligned`` uses a bit of MXCSR only AMD has.
 """
 
 from collections.abc import Callable

@@ -1,16 +1,20 @@
 """Failure 8: a destination that refuses the guest's state, and one that wrongly accepts it.
 
 Nothing is played: QEMU refuses a CPU that the host cannot show (``enforce``) and a stream that is
-not for its machine; KVM refuses control registers, and QEMU goes on as if it had
+not for its machine; KVM refuses control registers, or an XSAVE image, and QEMU goes on as if it had
 not (see :mod:`isthmus.migration.arrival`).  Each time the guest has to go on at its source, and the
 record has to say why.
 """
 
+import asyncio
 from collections.abc import Callable, Collection
 
 from isthmus.hypervisor.qemu.process import LaunchSpec
+from isthmus.places import cache_folder
 from isthmus.qualification.kvm.cases.bench import Bench
+from isthmus.qualification.kvm.cases.beside import image_with
 from isthmus.qualification.kvm.cases.case import Case, Part, part
+from isthmus.qualification.lab.image import GuestImage
 
 NEWER, OLDER, OLDEST = "kvm:epyc", "kvm:opteron3", "kvm:opteron2"
 SILENCE_S = 60.0
@@ -26,6 +30,7 @@ async def run(bench: Bench) -> list[Part]:
                     ("Length mismatch", "load of migration failed", "failed"), alter=_smaller),
         await _back(bench, NEWER, "KVM refuses CR4, and QEMU goes on",
                     ("did not take the guest's registers",)),
+        await _image_refused(bench),
         await _back(bench, OLDER, "without enforce QEMU shows less, and the guest falls silent",
                     ("reported nothing", "invalid opcode"), alter=_without_enforce),
     ]  # fmt: skip
@@ -38,15 +43,24 @@ async def _back(
     words: Collection[str],
     *,
     alter: Callable[[LaunchSpec, str], LaunchSpec] | None = None,
+    image: GuestImage | None = None,
+    says: str = "",
 ) -> Part:
     """A move that cannot succeed, whose every risk is taken.
 
     :param alter: how the destination is launched, from how it should be and the CPU at home.
+    :param image: what the guest boots, if not the usual image; ``says``: what it has to print
+        before the move, and once more after it.
     """
     change = alter or _same
-    async with bench.guest(home, options=QUIET) as name:
+    async with bench.guest(home, options=QUIET, image=image) as name:
         cpu = bench.read(name).spec.cpu
 
+        def said() -> int:
+            return bench.console(name).count(says)
+
+        if says:
+            await bench.until(lambda: said() > 0, says, alive=bench.read(name))
         moved = await bench.move(
             name,
             OLDEST,
@@ -56,6 +70,9 @@ async def _back(
             alter=lambda spec: change(spec, cpu),
         )
         goes_on = await bench.lives(name)
+        if says and goes_on:
+            before = said()
+            await bench.until(lambda: said() > before, says, alive=bench.read(name))
         at_home = bench.read(name).host == home
         verdict = bench.verdict(name)
     told = moved.record.error if moved.record is not None else ""
@@ -69,6 +86,19 @@ async def _back(
         and verdict.ok
         and any(word in told for word in words),
         console=told,
+    )
+
+
+async def _image_refused(bench: Bench) -> Part:
+    """MXCSR.MM is on, which the host that it goes to lacks: KVM refuses all of the XSAVE image."""
+    image = await asyncio.to_thread(image_with, "misaligned", cache_folder(), bench.note)
+    return await _back(
+        bench,
+        OLDER,
+        "KVM refuses the XSAVE image (MXCSR.MM), and QEMU goes on",
+        ("MXCSR is 00001f80",),
+        image=image,
+        says="misaligned: on",
     )
 
 
