@@ -83,3 +83,16 @@ async def test_a_guest_that_wrote_to_its_disk_is_held(world) -> None:
     await recover(world.store, pending, use="source")
     assert await world.running() == [guest.process.directory]
     assert unfinished(world.store) == []
+
+
+async def test_the_reason_of_a_destination_that_cannot_load_the_stream_is_told(world) -> None:
+    """The source's QEMU knows only that nobody reads any more."""
+    guest = await world.born()
+
+    def smaller(spec):
+        return spec.replace(memory_mib=spec.memory_mib // 2)
+
+    with pytest.raises(RolledBackError, match="mismatch: pc.ram"):
+        await world.hosts.move("g", "Penryn", Options(), alter=smaller)
+    await world.one_runs(guest)
+    assert "mismatch: pc.ram" in records(world.store.journals)[-1][1].error

@@ -390,12 +390,17 @@ class _Run:
     async def _last_words(self, error: BaseException) -> str:
         """What a destination of ours that has died said last.
 
-        One that has just closed its monitor is given a moment to end: its reason comes with it.
+        One that has just closed its monitor is given a moment to end: its reason comes with it.  So
+        is one that has broken off the stream, where nobody waits for that: the source runs.
         """
         side = self.destination.side
         if side.directory is None or side.identity is None:
             return ""
-        deadline = time.monotonic() + (ENDING_S if isinstance(error, MonitorGoneError) else 0)
+        ending = isinstance(error, MonitorGoneError) or (
+            isinstance(error, stream.StreamFailedError)
+            and await self.source.state() is Copy.RUNNING
+        )
+        deadline = time.monotonic() + (ENDING_S if ending else 0)
         while side.identity.alive():
             if time.monotonic() >= deadline:
                 return ""

@@ -292,15 +292,24 @@ def _listening(path: Path) -> bool:
         return False
 
 
+_LOAD_LINES = 3
+
+
 def last_words(messages: Path, *, limit: int = 400) -> str:
-    """The most telling line of QEMU's own messages."""
+    """The most telling line of QEMU's own messages.
+
+    Of a stream that it could not load it says what was wrong first, then which device it was in
+    (migration/savevm.c, qemu_loadvm_state): all of that.
+    """
     try:
         text = messages.read_bytes()[-8192:].decode(errors="replace")
     except OSError:
         return "no message"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().removeprefix("qemu-system-x86_64: ") for line in text.splitlines()]
+    lines = [line for line in lines if line]
     telling = [line for line in lines if "warning:" not in line] or lines or ["no message"]
-    return telling[-1].removeprefix("qemu-system-x86_64: ")[:limit]
+    taken = _LOAD_LINES if telling[-1].startswith("load of migration failed") else 1
+    return "; ".join(telling[-taken:])[:limit]
 
 
 def _monitor(name: str, path: Path) -> list[str]:

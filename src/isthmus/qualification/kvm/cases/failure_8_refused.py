@@ -27,7 +27,7 @@ async def run(bench: Bench) -> list[Part]:
         await _back(bench, OLDER, "QEMU refuses the CPU that the guest is to be shown",
                     ("support requested feature",), alter=_as_at_home),
         await _back(bench, OLDER, "QEMU refuses a stream of another machine",
-                    ("Length mismatch", "load of migration failed", "failed"), alter=_smaller),
+                    ("mismatch: pc.ram",), alter=_smaller),
         await _back(bench, NEWER, "KVM refuses CR4, and QEMU goes on",
                     ("did not take the guest's registers",)),
         await _image_refused(bench),
