@@ -92,7 +92,7 @@ async def test_the_reason_of_a_destination_that_cannot_load_the_stream_is_told(w
     def smaller(spec):
         return spec.replace(memory_mib=spec.memory_mib // 2)
 
-    with pytest.raises(RolledBackError, match="mismatch: pc.ram"):
+    with pytest.raises(RolledBackError, match=r"mismatch: pc\.ram"):
         await world.hosts.move("g", "Penryn", Options(), alter=smaller)
     await world.one_runs(guest)
     assert "mismatch: pc.ram" in records(world.store.journals)[-1][1].error
