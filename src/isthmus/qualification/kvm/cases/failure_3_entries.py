@@ -50,6 +50,8 @@ _STEPS = (1, 1, 1 - 22)
 
 _LINE = re.compile(r"entry (\w+) +([0-9a-f]{8}) ([0-9a-f]{8}) ([0-9a-f]{8})\r?\n")
 
+_CAUSE = re.compile(r"fault \w+ .*")
+
 
 class Told(Value, frozen=True):
     """What a program said so far: how many lines, its rounds and the faults among them."""
@@ -140,13 +142,15 @@ async def served(
             if bad:
                 wrong = f"on {_plain(host)} {', '.join(bad)}"
                 break
-        console = "\n".join(match[0].strip() for match in _LINE.finditer(bench.consoles(name)))
+        text = bench.consoles(name)
+        said = [match[0].strip() for match in _LINE.finditer(text)]
+        console = "\n".join(_CAUSE.findall(text)[:3] + said[-6:])
     return part(
         f"{about}, {' to '.join(_plain(host) for host in journey)}: {', '.join(entries)}",
         "all serve on each host, no call lost",
         wrong or f"rounds so far: {'; '.join(seen)}; no fault",
         holds=not wrong,
-        console=last_lines(console, lines=6),
+        console=console,
     )
 
 

@@ -8,6 +8,8 @@
 # and SYSCALL for where it is fast.  All else, also the output, is done by INT 80h.
 # Once in a while it says a line:
 #   entry NAME COUNTER SUM FAULTS
+# and for each signal what the kernel tells of its cause, and where the vDSO's entry is:
+#   fault NAME TRAP ERROR EIP CR2 VSYSCALL
 # A round: getpid, a pselect6 that must succeed and one that must fail by its sixth argument; all
 # registers but EAX must come back.  SUM goes over what they return; FAULTS counts the SIGILL and
 # SIGSEGV that came instead, after which it goes on with the next round.
@@ -90,10 +92,28 @@ round:
 	call add
 	jmp say
 
-# The signal handler: the call was not made.  It never returns, so its frame is left as it is.
+# The signal handler: the call was not made.  It never returns, so its frame is left as it is
+# (Linux asm/sigframe.h, sigframe_ia32; uapi asm/sigcontext.h, sigcontext_32).
 fault:
+	movl %esp, %esi
 	movl stack, %esp
 	incl faults
+	movl $causes, %edi
+	movl 56(%esi), %eax		# trapno
+	call number
+	movl 60(%esi), %eax		# err
+	call number
+	movl 64(%esi), %eax		# ip
+	call number
+	movl 92(%esi), %eax		# cr2
+	call number
+	movl vsyscall, %eax
+	call number
+	movl $SYS_write, %eax
+	movl $1, %ebx
+	movl $cause, %ecx
+	movl $(cause_end - cause), %edx
+	int $0x80
 
 say:
 	rdtsc
@@ -204,15 +224,18 @@ moment:		.long 0, 1000
 good_mask:	.long 0, 8
 bad_mask:	.long digits, 7
 digits:		.ascii "0123456789abcdef"
-line:		.ascii "entry "
 #if defined ENTRY_int80
-		.ascii "int80    "
+# define NAME "int80    "
 #elif defined ENTRY_vdso
-		.ascii "vdso     "
+# define NAME "vdso     "
 #elif defined ENTRY_sysenter
-		.ascii "sysenter "
+# define NAME "sysenter "
 #else
-		.ascii "syscall  "
+# define NAME "syscall  "
 #endif
+line:		.ascii "entry ", NAME
 numbers:	.ascii "00000000 00000000 00000000\n"
 line_end:
+cause:		.ascii "fault ", NAME
+causes:		.ascii "00000000 00000000 00000000 00000000 00000000\n"
+cause_end:
