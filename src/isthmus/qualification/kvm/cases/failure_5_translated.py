@@ -34,14 +34,17 @@ async def run(bench: Bench) -> list[Part]:
 async def _dies(bench: Bench) -> Part:
     async with bench.guest(HOME, options=LACKING) as name:
         refused = await bench.move(name, INTEL, translate=False, accepted=BESIDES)
+        told = bench.hosts.check(bench.read(name), INTEL, translate=False).findings
+        warned = "3dnow" in {finding.subject for finding in told}
         moved = await bench.move(name, INTEL, translate=False, accepted=(*BESIDES, "*"))
         death = DEATH if DEATH in moved.why else await bench.says(name, DEATH)
         console = bench.consoles(name)
     return part(
         "SSE4a and 3DNow!, phenom to haswell, without translation",
-        f"refused by sse4a and 3dnow; the risk taken, dead by {DEATH}",
-        f"{refused.outcome}: {refused.why}; {moved.outcome}; {death or 'no death'}",
-        holds="sse4a" in refused.why and "3dnow" in refused.why and death is not None,
+        f"refused by sse4a, warned of 3dnow; the risk taken, dead by {DEATH}",
+        f"{refused.outcome}: {refused.why}; 3dnow {'warned of' if warned else 'not told'};"
+        f" {moved.outcome}; {death or 'no death'}",
+        holds="sse4a" in refused.why and warned and death is not None,
         console=last_lines(console, DEATH),
     )
 
