@@ -18,6 +18,7 @@ from isthmus.qualification.kvm.cases.case import (
     last_lines,
     part,
 )
+from isthmus.qualification.kvm.cases.failure_1_hypercalls import caller_that_died
 from isthmus.qualification.kvm.cases.registry import all_cases, chosen
 from isthmus.qualification.kvm.cases.run import Ground, Report, _try, needed_hosts
 from isthmus.qualification.kvm.host import host_models
@@ -127,3 +128,13 @@ def test_the_list_runs_nothing() -> None:
 
 def test_a_verdict_is_one_of_three_words() -> None:
     assert [str(one) for one in Verdict] == ["as expected", "NOT AS EXPECTED", "explained"]
+
+
+def test_the_function_that_called_the_hypervisor_is_known_by_the_faults_address() -> None:
+    told = "contend has kvm_kick_cpu at ffffffffa0472520\ncontend has other at ffffffffa0473000\n"
+    fault = "[   26.6] BUG: unable to handle page fault for address: {}\n[   26.7] #PF: supervisor"
+    assert caller_that_died(told + fault.format("ffffffffa0472543")) == "kvm_kick_cpu"
+    assert caller_that_died(told + fault.format("ffffffffa0472000")) == ""
+    assert caller_that_died(told + fault.format("0000000000000010")) == ""
+    assert caller_that_died(fault.format("ffffffffa0472543")) == ""
+    assert caller_that_died(told) == ""

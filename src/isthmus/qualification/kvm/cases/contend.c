@@ -4,7 +4,8 @@
  * preempted, the others halt in pv_wait, and who unlocks kicks them by hypercall (kvm_kick_cpu).
  * It fights for a while out of every period, and then says so; it runs beside the payload.
  * Then a membarrier, which sends an interrupt to all other CPUs at once: with kvm-pv-ipi by a
- * hypercall as well (kvm_send_ipi_mask).  Which of the two: isthmus.contend=lock|ipi|both. */
+ * hypercall as well (kvm_send_ipi_mask).  Which of the two: isthmus.contend=lock|ipi|both.
+ * Where in its kernel such calls are, it tells first: who dies of one may not come to its name. */
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
@@ -75,11 +76,31 @@ static void choose(void)
     interrupts = !strstr(line, "contend=lock");
 }
 
+static void tell_callers(void)
+{
+    static const char *const callers[] = {
+        "kvm_kick_cpu", "kvm_smp_send_call_func_ipi", "kvm_send_ipi_mask", "__send_ipi_mask",
+    };
+    char line[512], name[256];
+    unsigned long long address;
+    FILE *file = fopen("/proc/kallsyms", "r");
+    while (file && fgets(line, sizeof line, file))
+        if ((strstr(line, "kick_cpu") || strstr(line, "_ipi")) &&
+            sscanf(line, "%llx %*c %255s", &address, name) == 2)
+            for (unsigned n = 0; n < sizeof callers / sizeof *callers; n++)
+                if (!strcmp(name, callers[n]))
+                    printf("contend has %s at %016llx\n", name, address);
+    if (file)
+        fclose(file);
+    fflush(stdout);
+}
+
 int main(void)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     unsigned count = cpus < 1 ? 1 : cpus > MOST ? MOST : (unsigned)cpus;
     choose();
+    tell_callers();
     syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
     for (unsigned n = 0; n < count; n++) {
         pthread_t thread;
