@@ -93,3 +93,32 @@ def test_a_program_that_its_kernel_never_let_in_has_only_faults() -> None:
 def test_a_program_that_goes_back_is_wrong() -> None:
     text = "".join(f"entry vdso     {n:08x} 00000001 {n:08x}\n" for n in (8, 4))
     assert "counted 4" in entries.read_programs(text)["vdso"].wrong
+
+
+def said(*totals: int) -> int:
+    """What a program sums up that was let in for these calls: 0, 1 or 2 by their place."""
+    total = 1
+    for call in totals:
+        total = (total * 1664525 + (1, 1, 1 - 22)[call]) & 0xFFFFFFFF
+    return total
+
+
+def test_a_round_that_a_signal_cut_short_may_be_any_of_them() -> None:
+    for first in ((), (0,), (0, 1)):
+        total = said(*first, 0, 1, 2, 0, 1, 2, 0, 1, 2)
+        text = f"entry vdso     00000004 {total:08x} 00000001\n"
+        assert not entries.read_programs(text)["vdso"].wrong
+    total = said(2, 0, 1, 2, 0, 1, 2, 0, 1, 2)
+    text = f"entry vdso     00000004 {total:08x} 00000001\n"
+    assert "summed" in entries.read_programs(text)["vdso"].wrong
+
+
+def test_a_stack_of_16_bits_is_told_from_other_faults() -> None:
+    line = "entry sysenter 00000004 a08b4e25 00000001\n"
+    cut = "fault sysenter 0000000e 00000004 f7f32559 0000789c f7f32550\n"
+    told = entries.read_programs(cut + line)["sysenter"]
+    assert (told.faults, told.cut, told.wrong) == (1, 1, "")
+    other = "fault sysenter 0000000e 00000004 f7f32559 ffa1789c f7f32550\n"
+    assert entries.read_programs(other + line)["sysenter"].cut == 0
+    illegal = "fault sysenter 00000006 00000000 080491f7 00000000 f7fd55e0\n"
+    assert entries.read_programs(illegal + line)["sysenter"].cut == 0
