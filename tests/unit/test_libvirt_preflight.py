@@ -47,11 +47,11 @@ def test_a_maker_that_the_definition_demands_does_not_stop_a_move_by_hand() -> N
 
 
 def test_a_move_by_hand_is_not_made_otherwise_than_was_asked() -> None:
-    """Above all not in the clear where it was to be encrypted."""
+    """What it cannot do is refused, never left out in silence; TLS it can."""
     request = Request(guest="web", source="a", destination="b", options=Options())
     require_live(request)
-    with pytest.raises(RefusedError, match="not moved with --tls, --parallel"):
-        require_live(request.replace(tls=True, parallel=2))
+    with pytest.raises(RefusedError, match="not moved with --postcopy, --parallel"):
+        require_live(request.replace(postcopy=True, parallel=2))
 
 
 def test_host_model_is_told_of_from_the_definition_of_a_running_guest() -> None:
