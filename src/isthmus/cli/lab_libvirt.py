@@ -81,11 +81,18 @@ def status(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--host", default="amd", show_default=True, help="Where it is born.")
 @click.option("--unlevelled", is_flag=True, help="Show it all that the host offers (host-model).")
+@click.option("--define", is_flag=True, help="With a definition, so that it can be started anew.")
 @click.option("--memory", default=256, show_default=True, metavar="MIB", help="Its memory.")
 @click.option("--test", default="", metavar="WORDS", help="What the payload executes.")
 @click.option("--kernel", metavar="KERNEL", help="As for `isthmus guest start`.")
 def guest(
-    name: str, host: str, unlevelled: bool, memory: int, test: str, kernel: str | None
+    name: str,
+    host: str,
+    unlevelled: bool,
+    define: bool,
+    memory: int,
+    test: str,
+    kernel: str | None,
 ) -> None:
     """Start a guest with the lab's payload on a host, levelled for both.
 
@@ -93,6 +100,7 @@ def guest(
     Examples:
       isthmus lab libvirt guest web
       isthmus lab libvirt guest old --unlevelled --test rdtscp,sse4a
+      isthmus lab libvirt guest web --define --unlevelled
     """
     from isthmus.qualification.lab.image import build_image
     from isthmus.qualification.lab.libvirt_guest import start
@@ -113,6 +121,7 @@ def guest(
             folder=Path(hosts[host].folder).parent,
             memory_mib=memory,
             options={"test": test} if test else {},
+            persistent=define,
         )
     )
     click.echo(f"{name} on {host}; its console is {domain.console}, its reports {domain.payload}")
