@@ -48,10 +48,13 @@ async def words(world: World, host: str) -> tuple[int, int]:
 async def cut(world: World) -> None:
     """Cut the link, once the guest runs at the destination."""
     libvirt = binding()
-    wanted = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY)
+    wanted = {
+        "amd": (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY),
+        "intel": (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY),
+    }
     async with asyncio.timeout(PATIENCE_S):
-        while await words(world, "amd") != wanted:
-            await asyncio.sleep(0.05)
+        while {host: await words(world, host) for host in wanted} != wanted:
+            await asyncio.sleep(0.02)
     await asyncio.to_thread(world.hosts["amd"].link, up=False)
 
 

@@ -157,14 +157,17 @@ async def go_on(domain: Any, destination: Connection, wishes: Wishes) -> None:
 
     QEMU does not know of a silent link before its TCP gives up, after a quarter of an hour; libvirt
     refuses to go on until it does, so both are told (QEMU: qapi/migration.json, ``migrate-pause``).
+    Not before the guest runs there, though: until then QEMU there ends if its stream does (QEMU:
+    migration/savevm.c, ``qemu_loadvm_state_main``), and the stream may still find its way.
 
     :raises LibvirtError: libvirt cannot, or not yet.
     """
-    uuid = await call(domain.UUIDString)
-    for end in (domain, await destination.find(uuid)):
-        if end is not None and await _status(end) == "postcopy-active":
-            with contextlib.suppress(HypervisorError):
-                await command(end, "migrate-pause")
+    there = await destination.find(await call(domain.UUIDString))
+    if there is not None and (await command(there, "query-status"))["status"] == "running":
+        for end in (domain, there):
+            if await _status(end) == "postcopy-active":
+                with contextlib.suppress(HypervisorError):
+                    await command(end, "migrate-pause")
     limits = Wishes(
         peer=wishes.peer, link=wishes.link, tls=wishes.tls, persistent=wishes.persistent,
         postcopy=True, again=True,
