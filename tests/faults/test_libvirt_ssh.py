@@ -114,7 +114,7 @@ async def test_our_ssh_is_dropped_while_the_daemons_move_the_guest(
 
     However long it takes: patience runs out only where nothing is sent any more.
     """
-    monkeypatch.setattr(mover, "PATIENCE_S", 4.0)
+    monkeypatch.setattr(mover, "PATIENCE_S", 8.0)
     await world.born()
 
     async def fault() -> None:

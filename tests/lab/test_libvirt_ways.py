@@ -82,6 +82,7 @@ class Wire:
     PROGRAM = """\
 import socket, sys
 ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+ear.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE: miss nothing on a busy machine
 ear.bind((sys.argv[1], 0))
 print("listening", flush=True)
 heard = total = 0
@@ -218,7 +219,7 @@ async def test_postcopy_ends_it_and_the_record_says_so(world: World) -> None:
 async def test_a_translated_guest_goes_over_a_network_with_tls_or_by_name_only(
     world: World,
 ) -> None:
-    brief = Options(verify_s=3)
+    brief = Options(verify_s=3, bandwidth=8 * MIB)
     await world.born(levelled=False)
     with pytest.raises(RefusedError, match="unencrypted"):
         await world.move("amd", "intel", options=brief)

@@ -93,13 +93,15 @@ done
 mkdir -p /run/libvirt/qemu
 mount -t tmpfs status /run/libvirt/qemu
 mount --bind "$2/etc/hosts" /etc/hosts
+[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
 ip link set lo up
 : >"$2/inside"
 while :; do sleep 3600 & wait; done
 """
 """Runs as the first process of the PID namespace: $1 is the host's name, $2 its folder.
 
-``/run`` is in memory on a real host: a daemon writes a guest's status there at every event."""
+``/run`` is in memory on a real host: a daemon writes a guest's status there at every event.
+Without a KVM a host offers what it plays, and nothing of this machine's own processor."""
 
 _EMULATOR = """\
 #!/bin/sh
