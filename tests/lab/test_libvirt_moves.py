@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from isthmus.errors import RefusedError, RolledBackError
+from isthmus.hypervisor.libvirt.connection import call, session
 from isthmus.migration import libvirt as mover
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
@@ -50,6 +51,13 @@ async def test_a_levelled_guest_goes_there_and_back(world: World) -> None:
 @pytest.mark.timeout(1800)
 async def test_a_levelled_guest_goes_there_and_back_twenty_times(world: World) -> None:
     await journey(world, 20)
+
+
+async def test_a_host_offers_what_it_plays_even_where_this_machine_has_kvm(world: World) -> None:
+    for host in world.hosts.values():
+        async with session(host.uri) as connection:
+            told = await call(connection.handle.getDomainCapabilities, None, None, None, None, 0)
+        assert "<domain>qemu</domain>" in told
 
 
 async def test_an_unlevelled_guest_is_refused_stays_by_force_and_lives_translated(
