@@ -26,7 +26,7 @@ from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
 from libvirt_certificates import certify, withdraw
 from libvirt_world import SLOWLY, World, guest_of_a_test, hosts_of_a_module
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = pytest.mark.lab
 
 MIB = 1 << 20
 
@@ -113,6 +113,7 @@ while True:  # until the cable goes with the host
         return int(total), int(heard)
 
 
+@pytest.mark.slow
 async def test_limits_are_in_effect(world: World) -> None:
     await world.born()
     limits = Options(bandwidth=32 * MIB, downtime_limit_ms=123, still=False)
@@ -125,6 +126,7 @@ async def test_limits_are_in_effect(world: World) -> None:
     assert record.figures.total_ms > 0.7 * at_least_ms
 
 
+@pytest.mark.slow
 async def test_several_connections(world: World) -> None:
     await world.born()
     record, told = await watched(world, "amd", "intel", parallel=3, options=SLOWLY)
@@ -134,6 +136,7 @@ async def test_several_connections(world: World) -> None:
     await world.one_runs("intel")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [True, False])
 async def test_a_definition_goes_along_with_its_guest(world: World, persistent: bool) -> None:
     await world.born(persistent=persistent)
@@ -173,6 +176,7 @@ async def test_the_disks_are_copied_too(world: World) -> None:
         there.unlink()
 
 
+@pytest.mark.slow
 async def test_tls_hides_the_guests_memory(world: World) -> None:
     await world.born()
     wire = Wire(world.hosts["amd"])
@@ -211,11 +215,13 @@ async def test_postcopy_ends_it_and_the_record_says_so(world: World) -> None:
     record, told = await watched(world, "amd", "intel", postcopy=True, options=limits)
     assert record.phase is Phase.COMMITTED
     assert record.figures is not None and record.figures.postcopy
+    assert record.figures.moved_bytes > 8 * MIB and record.figures.total_ms
     assert told["postcopy-ram"] is True
     assert told["max-postcopy-bandwidth"] == 16 * MIB
     await world.one_runs("intel")
 
 
+@pytest.mark.slow
 async def test_a_translated_guest_goes_over_a_network_with_tls_or_by_name_only(
     world: World,
 ) -> None:
@@ -253,6 +259,7 @@ async def test_a_translated_guest_goes_over_a_network_with_tls_or_by_name_only(
     await world.ticks(3)
 
 
+@pytest.mark.slow
 async def test_the_watch_of_a_translated_guest_tells_what_is_translated(world: World) -> None:
     """libvirt calls such a guest paused in each trap; the watch is not misled by that."""
     await world.born(levelled=False)

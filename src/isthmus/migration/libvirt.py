@@ -36,8 +36,9 @@ from isthmus.hypervisor.libvirt.connection import (
     call,
     session,
 )
-from isthmus.hypervisor.libvirt.move import Wishes
+from isthmus.hypervisor.libvirt.move import Moved, Wishes
 from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.migration import libvirt_translated
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.ending import brought_to_end
@@ -129,6 +130,7 @@ class _Run:
         self.destination = DestinationEnd(journal.record.plan.destination)
         self.facts: Facts | None = None
         self.postcopy = False
+        self.last = Transfer(status="none")
 
     def enter(self, phase: Phase, why: str = "") -> None:
         self.journal.enter(phase, why)
@@ -181,11 +183,8 @@ class _Run:
             quiet=facts.emulated if options.still is None else options.still,
         )
 
-        flows = False
-
-        def progress(transfer: Any) -> None:
-            nonlocal flows
-            flows = flows or transfer.transferred > 0
+        def progress(transfer: Transfer) -> None:
+            self.last = transfer
             self.observer(Progress(phase=Phase.MOVING, transfer=transfer))
 
         # From here on libvirt itself may let the destination run.
@@ -194,7 +193,7 @@ class _Run:
             self.postcopy = await libvirt_move.migrate(domain, there, wishes, progress)
         except LibvirtError as error:
             refused = isinstance(error, DaemonGoneError) or _NOT_REACHED in error.message
-            if request.peer or not wishes.peer or flows or not refused:
+            if request.peer or not wishes.peer or self.last.transferred or not refused:
                 raise
             if not await self._untouched():
                 raise
@@ -222,6 +221,8 @@ class _Run:
         domain = await self.destination.domain()
         if domain is not None:
             moved = await libvirt_move.measured(domain)
+            if not moved.moved_bytes:  # by postcopy libvirt tells nothing of it there
+                moved = Moved(total_ms=self.last.total_ms, moved_bytes=self.last.transferred)
             self.journal.measure(
                 Figures(
                     total_ms=moved.total_ms,

@@ -106,7 +106,7 @@ def serve(hosts: Mapping[str, LibvirtHost], cache: Path) -> dict[str, str]:
     )  # fmt: skip
     public = key.with_suffix(".pub").read_text(encoding="ascii")
     for host in hosts.values():
-        _start(host, folder / host.name, program, public)
+        _start(host, program, public)
     relay = _executable(
         folder / "relay",
         _RELAY.format(
@@ -132,7 +132,7 @@ def serve(hosts: Mapping[str, LibvirtHost], cache: Path) -> dict[str, str]:
 
 
 def folder_of(hosts: Mapping[str, LibvirtHost]) -> Path:
-    """Where the key, the configuration and the servers' files are: beside the hosts' folders."""
+    """Where the key and the configuration are: beside the hosts' folders."""
     return next(iter(hosts.values())).folder.parent / "ssh"
 
 
@@ -143,7 +143,13 @@ def addresses(hosts: Mapping[str, LibvirtHost]) -> dict[str, str]:
     return {name: f"qemu+ssh://root@{name}/system?command={folder / 'ssh'}" for name in hosts}
 
 
-def _start(host: LibvirtHost, folder: Path, program: Path, public: str) -> None:
+def _server(host: LibvirtHost) -> Path:
+    """The folder of a host's server, which goes with the host's own."""
+    return host.folder / "sshd"
+
+
+def _start(host: LibvirtHost, program: Path, public: str) -> None:
+    folder = _server(host)
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
     folder.chmod(0o700)
