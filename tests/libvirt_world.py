@@ -5,18 +5,18 @@ import contextlib
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from isthmus.errors import EnvironmentLackError, HypervisorError
+from isthmus.errors import EnvironmentLackError, HypervisorError, IsthmusError
 from isthmus.hypervisor.libvirt.connection import binding, call, session
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.migration import libvirt as mover
-from isthmus.migration.options import Observer, Options
+from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.platforms import Request
-from isthmus.migration.record import MigrationRecord
+from isthmus.migration.record import MigrationRecord, records
 from isthmus.places import cache_folder
 from isthmus.qualification.lab import libvirt_guest, libvirt_host
 from isthmus.qualification.lab.image import build_image
@@ -26,14 +26,24 @@ from isthmus.qualification.payload.verdict import Verdict, judge
 PATIENCE_S = 180
 PLAYS = {"amd": "phenom", "intel": "Nehalem"}
 TRANSLATABLE = "rdtscp,sse4a,popcnt,lahf-lm,cx16"
+SLOWLY = Options(bandwidth=8 << 20)
+"""Some ten seconds for the guest's memory: time for something to break."""
+
+Fault = Callable[[], Awaitable[object]]
 
 
 class World:
-    """Both hosts, and the records of what happened between them."""
+    """Both hosts, and the records of what happened between them.
+
+    ``uris`` are the addresses that Isthmus is told, ``peers`` those by which the hosts know each
+    other; a test may name others.
+    """
 
     def __init__(self, folder: Path, hosts: dict[str, LibvirtHost]) -> None:
         self.folder = folder
         self.hosts = hosts
+        self.uris = {name: host.uri for name, host in hosts.items()}
+        self.peers = {name: host.peer_uri for name, host in hosts.items()}
         self.store = GuestStore(folder / "state", folder / "run")
         self.payload = folder / "g.payload"
         self.console = folder / "g.console"
@@ -76,9 +86,9 @@ class World:
         """A move of the guest between two hosts, peer to peer unless told otherwise."""
         given: dict[str, object] = {
             "guest": "g",
-            "source": self.hosts[source].uri,
-            "destination": self.hosts[destination].uri,
-            "peer": self.hosts[destination].peer_uri,
+            "source": self.uris[source],
+            "destination": self.uris[destination],
+            "peer": self.peers[destination],
             "options": Options(),
         }
         return Request(**(given | more))  # type: ignore[arg-type]
@@ -138,6 +148,40 @@ class World:
                             await call(domain.destroy)
                         if persistent:
                             await call(domain.undefine)
+
+
+async def moved_while(
+    world: World, fault: Fault, options: Options = SLOWLY, **more: object
+) -> MigrationRecord | IsthmusError:
+    """Move from amd to intel; once memory flows, ``fault`` happens.  What became of the move."""
+    flows = asyncio.Event()
+
+    def observe(progress: Progress) -> None:
+        if progress.transfer is not None and progress.transfer.transferred > 4 << 20:
+            flows.set()
+
+    async def happen() -> None:
+        await flows.wait()
+        await fault()
+
+    breaking = asyncio.create_task(happen())
+    try:
+        outcome: MigrationRecord | IsthmusError = await world.move(
+            "amd", "intel", observe, options=options, **more
+        )
+    except IsthmusError as error:
+        outcome = error
+    if not flows.is_set():
+        breaking.cancel()
+        raise AssertionError(f"it ended before its memory flowed: {outcome}")
+    async with asyncio.timeout(PATIENCE_S):
+        await breaking
+    return outcome
+
+
+def last_record(world: World) -> MigrationRecord:
+    """The latest record."""
+    return records(world.store.journals)[-1][1]
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +17,20 @@ import pytest
 from isthmus.errors import HypervisorError, IsthmusError, RolledBackError
 from isthmus.hypervisor.libvirt.connection import binding, call, session
 from isthmus.migration import hosts as recovery
-from isthmus.migration.options import Options, Progress
 from isthmus.migration.phases import Phase
-from isthmus.migration.record import MigrationRecord, records
+from isthmus.migration.record import MigrationRecord
 from isthmus.places import cache_folder
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
-from libvirt_world import PATIENCE_S, World, guest_of_a_test, hosts_of_a_module
+from libvirt_world import (
+    PATIENCE_S,
+    World,
+    guest_of_a_test,
+    hosts_of_a_module,
+    last_record,
+    moved_while,
+)
 
 pytestmark = pytest.mark.lab
-
-SLOWLY = Options(bandwidth=8 << 20)
-"""Some ten seconds for the guest's memory: time for something to break."""
-
-Fault = Callable[[], Awaitable[object]]
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +45,6 @@ async def world(hosts: World) -> AsyncIterator[World]:
         yield world
 
 
-async def moved_while(
-    world: World, fault: Fault, options: Options = SLOWLY
-) -> MigrationRecord | IsthmusError:
-    """Move from amd to intel; once memory flows, ``fault`` happens.  What became of the move."""
-    flows = asyncio.Event()
-
-    def observe(progress: Progress) -> None:
-        if progress.transfer is not None and progress.transfer.transferred > 4 << 20:
-            flows.set()
-
-    async def happen() -> None:
-        await flows.wait()
-        await fault()
-
-    breaking = asyncio.create_task(happen())
-    try:
-        outcome: MigrationRecord | IsthmusError = await world.move(
-            "amd", "intel", observe, options=options
-        )
-    except IsthmusError as error:
-        outcome = error
-    async with asyncio.timeout(PATIENCE_S):
-        await breaking
-    return outcome
-
-
-def record(world: World) -> MigrationRecord:
-    """The latest record."""
-    return records(world.store.journals)[-1][1]
-
-
 async def test_the_destinations_daemon_is_killed(world: World) -> None:
     await world.born()
     intel = world.hosts["intel"]
@@ -87,8 +57,8 @@ async def test_the_destinations_daemon_is_killed(world: World) -> None:
     outcome = await moved_while(world, fault)
     assert isinstance(outcome, RolledBackError), outcome
     await world.one_runs("amd")
-    assert record(world).phase is Phase.ROLLED_BACK
-    assert record(world).error
+    assert last_record(world).phase is Phase.ROLLED_BACK
+    assert last_record(world).error
 
 
 async def test_the_mover_is_killed_and_the_move_is_brought_to_its_end(world: World) -> None:
@@ -115,7 +85,7 @@ async def test_the_mover_is_killed_and_the_move_is_brought_to_its_end(world: Wor
     await asyncio.to_thread(mover.wait)
     mover.stderr.close()
     (path,) = recovery.unfinished(world.store)
-    assert record(world).phase is Phase.STARTING
+    assert last_record(world).phase is Phase.STARTING
     done = await recovery.recover(world.store, path)
     # Peer to peer the daemons go on without us.
     assert done.final
@@ -134,7 +104,7 @@ async def test_the_link_between_the_hosts_is_cut(world: World) -> None:
     outcome = await moved_while(world, fault)
     assert isinstance(outcome, RolledBackError), outcome
     await world.one_runs("amd")
-    assert record(world).phase is Phase.ROLLED_BACK
+    assert last_record(world).phase is Phase.ROLLED_BACK
 
 
 @pytest.mark.slow
@@ -198,8 +168,8 @@ async def test_the_sources_daemon_is_restarted(world: World) -> None:
     assert isinstance(outcome, RolledBackError | MigrationRecord), outcome
     (host,) = await world.running()
     await world.one_runs(host)
-    assert record(world).final
-    assert record(world).phase is (Phase.COMMITTED if host == "intel" else Phase.ROLLED_BACK)
+    assert last_record(world).final
+    assert last_record(world).phase is (Phase.COMMITTED if host == "intel" else Phase.ROLLED_BACK)
 
 
 @pytest.mark.slow
@@ -215,7 +185,7 @@ async def test_the_destinations_disk_is_full(world: World) -> None:
     finally:
         intel.run("umount", full)
     await world.one_runs("amd")
-    assert record(world).phase is Phase.ROLLED_BACK
+    assert last_record(world).phase is Phase.ROLLED_BACK
 
 
 @pytest.mark.slow
@@ -224,7 +194,7 @@ async def test_the_guest_is_paused_in_mid_move(world: World) -> None:
     await world.born()
     outcome = await moved_while(world, lambda: order(world, "amd", "suspend"))
     assert isinstance(outcome, RolledBackError | MigrationRecord), outcome
-    assert record(world).final
+    assert last_record(world).final
     states = {name: await world.state(name) for name in world.hosts}
     (host,) = [name for name, state in states.items() if state is not None]
     if states[host] == libvirt.VIR_DOMAIN_PAUSED:
@@ -238,8 +208,8 @@ async def test_the_guest_is_ended_in_mid_move(world: World) -> None:
     outcome = await moved_while(world, lambda: order(world, "amd", "destroy"))
     assert isinstance(outcome, IsthmusError), outcome
     await until_nobody_runs(world)
-    assert record(world).phase is Phase.ROLLED_BACK
-    assert "the guest" in record(world).error
+    assert last_record(world).phase is Phase.ROLLED_BACK
+    assert "the guest" in last_record(world).error
 
 
 @pytest.mark.slow

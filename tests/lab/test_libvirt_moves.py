@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from isthmus.errors import RefusedError, RolledBackError
+from isthmus.hypervisor.libvirt.connection import call, session
+from isthmus.migration import libvirt as mover
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from libvirt_world import World, guest_of_a_test, hosts_of_a_module
@@ -51,6 +53,13 @@ async def test_a_levelled_guest_goes_there_and_back_twenty_times(world: World) -
     await journey(world, 20)
 
 
+async def test_a_host_offers_what_it_plays_even_where_this_machine_has_kvm(world: World) -> None:
+    for host in world.hosts.values():
+        async with session(host.uri) as connection:
+            told = await call(connection.handle.getDomainCapabilities, None, None, None, None, 0)
+        assert "<domain>qemu</domain>" in told
+
+
 async def test_an_unlevelled_guest_is_refused_stays_by_force_and_lives_translated(
     world: World,
 ) -> None:
@@ -62,15 +71,22 @@ async def test_an_unlevelled_guest_is_refused_stays_by_force_and_lives_translate
     with pytest.raises(RolledBackError, match=r"missing features: .*sse4a"):
         await world.move("amd", "intel", options=bare, force=True)
     await world.one_runs("amd")
+    verdict = await mover.check(world.request("amd", "intel", options=bare))
+    named = tuple({finding.rule for finding in verdict.blocking})
+    assert named
+    with pytest.raises(RolledBackError, match=r"missing features: .*sse4a"):
+        await world.move("amd", "intel", options=bare, accepted=named)
+    await world.one_runs("amd")
 
+    # Without a peer its stream goes by a socket of this machine.
     brief = Options(verify_s=3)
-    record = await world.move("amd", "intel", options=brief)
+    record = await world.move("amd", "intel", options=brief, peer="")
     assert record.phase is Phase.COMMITTED
     assert record.plan.translation is not None
     assert "sse4a" in record.plan.translation.features
     assert await world.present() == ["intel"]
     await world.ticks(3)
-    record = await world.move("intel", "amd", options=brief)
+    record = await world.move("intel", "amd", options=brief, peer="")
     assert record.plan.translation is None
     assert await world.present() == ["amd"]
     assert await world.running() == ["amd"]

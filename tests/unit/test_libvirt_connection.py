@@ -83,6 +83,7 @@ def test_wishes_become_libvirts_flags_and_parameters() -> None:
     assert parameters(wishes) == {
         libvirt.VIR_MIGRATE_PARAM_URI: "tcp://10.0.0.2",
         libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: 3,
+        libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY: 3,
         libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS: 4,
     }
 

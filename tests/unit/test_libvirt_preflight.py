@@ -8,7 +8,8 @@ from isthmus.divergence.evidence import GuestEvidence, require_known_facts
 from isthmus.errors import InputError, RefusedError
 from isthmus.hypervisor.libvirt.domain import Domain
 from isthmus.hypervisor.libvirt.host import LibvirtHost
-from isthmus.migration.libvirt_guest import by_hand, require_live
+from isthmus.hypervisor.libvirt.relations import Move
+from isthmus.migration.libvirt_guest import by_hand, dialled, require_live
 from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
 from isthmus.migration.options import Options
 from isthmus.migration.platforms import Request
@@ -47,11 +48,35 @@ def test_a_maker_that_the_definition_demands_does_not_stop_a_move_by_hand() -> N
 
 
 def test_a_move_by_hand_is_not_made_otherwise_than_was_asked() -> None:
-    """Above all not in the clear where it was to be encrypted."""
+    """What it cannot do is refused, never left out in silence; TLS it can."""
     request = Request(guest="web", source="a", destination="b", options=Options())
     require_live(request)
-    with pytest.raises(RefusedError, match="not moved with --tls, --parallel"):
-        require_live(request.replace(tls=True, parallel=2))
+    with pytest.raises(RefusedError, match="not moved with --postcopy, --parallel"):
+        require_live(request.replace(postcopy=True, parallel=2))
+
+
+def test_a_move_by_hand_leaves_this_machine_where_a_host_is_named() -> None:
+    here = Request(guest="web", source="qemu:///a", destination="qemu:///b", options=Options())
+    assert not dialled(here)
+    assert dialled(here.replace(link="tcp://10.0.0.2:4000")) == "10.0.0.2"
+    assert dialled(here.replace(peer="qemu+tcp://b.example/system")) == "b.example"
+    assert dialled(here.replace(destination="qemu+ssh://root@b/system")) == "b"
+
+
+def test_in_the_clear_it_leaves_this_machine_by_name_only() -> None:
+    base = preflight("web", GuestEvidence(shown=EPYC), "amd", EPYC.replace(name="intel"))
+
+    def stream(move: Move, *accepted: str, only: frozenset[str] | None = None) -> Preflight:
+        return with_domain_rules(
+            base, domain(), None, AMD, INTEL, move, accepted=accepted, only=only
+        )
+
+    rule = "libvirt-translated-in-clear"
+    assert [finding.rule for finding in stream(Move(carried="tcp")).blocking] == [rule]
+    assert [f.rule for f in stream(Move(carried="tcp"), only=frozenset({rule})).blocking] == [rule]
+    assert not stream(Move(carried="tcp"), rule).blocking
+    assert not stream(Move(carried="tcp", tls=True)).blocking
+    assert not stream(Move(carried="socket")).blocking
 
 
 def test_host_model_is_told_of_from_the_definition_of_a_running_guest() -> None:

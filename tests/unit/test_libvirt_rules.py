@@ -164,6 +164,7 @@ SPEAKS: Mapping[str, tuple[Domain, LibvirtHost, LibvirtHost, Move]] = {
     "libvirt-snapshots": (domain(), AMD, INTEL, SAFE.replace(snapshots=2)),
     "libvirt-tls-missing": (domain(), AMD, INTEL, SAFE.replace(tls_there=False)),
     "libvirt-in-clear": (domain(), AMD, INTEL, Move()),
+    "libvirt-translated-in-clear": (domain(), AMD, INTEL, Move(carried="tcp")),
 }  # fmt: skip
 """For each rule a domain, two hosts and a move of which it speaks."""
 

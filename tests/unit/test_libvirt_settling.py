@@ -5,9 +5,8 @@ import itertools
 import pytest
 
 from isthmus.hypervisor.libvirt.connection import LibvirtError
-from isthmus.migration import libvirt as mover
 from isthmus.migration.decision import Action, Copy, Situation, decide
-from isthmus.migration.libvirt import reached
+from isthmus.migration.libvirt_ends import DestinationEnd, End, is_split, reached
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import Side
 
@@ -19,6 +18,7 @@ def settled(
     phase: Phase = Phase.STARTING,
     kept: bool = False,
     traceless: bool = False,
+    split: bool = False,
 ) -> Action:
     """What is decided of a move that libvirt was told to make."""
     return decide(
@@ -27,6 +27,7 @@ def settled(
             source=source,
             destination=destination,
             traceless=traceless,
+            split=split,
         )
     ).action
 
@@ -89,10 +90,52 @@ async def test_only_a_guest_that_is_not_there_is_dead(
 ) -> None:
     """A daemon that refuses to tell has told nothing: its guest may run."""
     libvirt = pytest.importorskip("libvirt")
-    end = mover._End(Side(address="test:///default", domain="0"))
+    end = End(Side(address="test:///default", domain="0"))
 
     async def refuses(self: object) -> None:
         raise LibvirtError("no", getattr(libvirt, code))
 
-    monkeypatch.setattr(mover._End, "domain", refuses)
+    monkeypatch.setattr(End, "domain", refuses)
     assert await end.state() is copy
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "action"),
+    [
+        (Copy.PARTIAL, Copy.PARTIAL, Action.HOLD),
+        (Copy.PARTIAL, Copy.UNREACHABLE, Action.HOLD),
+        (Copy.UNREACHABLE, Copy.PARTIAL, Action.HOLD),
+        # What has not followed is gone with the source; what has run since, with the destination.
+        (Copy.DEAD, Copy.PARTIAL, Action.LOST),
+        (Copy.PARTIAL, Copy.DEAD, Action.LOST),
+    ],
+)
+def test_a_guest_in_two_parts_is_neither_finished_nor_taken_back(
+    source: Copy, destination: Copy, action: Action
+) -> None:
+    for traceless, kept in itertools.product((True, False), repeat=2):
+        assert settled(source, destination, traceless=traceless, kept=kept, split=True) is action
+
+
+def test_postcopy_is_known_by_libvirts_words() -> None:
+    libvirt = pytest.importorskip("libvirt")
+    there = DestinationEnd(Side(address="test:///default", domain="0"))
+    waits = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY)
+    broken = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+    left = (libvirt.VIR_DOMAIN_NOSTATE, 0)
+    for reason, split in {
+        libvirt.VIR_DOMAIN_RUNNING_POSTCOPY: True,
+        libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED: True,
+        libvirt.VIR_DOMAIN_RUNNING_MIGRATED: False,
+    }.items():
+        words = (libvirt.VIR_DOMAIN_RUNNING, reason)
+        copy = there._copy(*words)
+        assert copy is (Copy.PARTIAL if split else Copy.RUNNING)
+        for source in (waits, broken, left):
+            assert is_split(source, copy, words) is split
+    # Nobody knows whether the rest has come.
+    for copy in (Copy.HELD, Copy.DEAD, Copy.UNREACHABLE, Copy.PARTIAL):
+        assert is_split(broken, copy, left)
+    assert not is_split(
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION), Copy.DEAD, left
+    )

@@ -10,6 +10,7 @@ from isthmus.cli import lab as shared
 from isthmus.errors import InputError
 from isthmus.places import cache_folder
 from isthmus.qualification.lab import libvirt_host as lab_host
+from isthmus.qualification.lab import libvirt_ssh as lab_ssh
 from isthmus.qualification.lab.libvirt_host import LibvirtHost
 
 
@@ -31,19 +32,25 @@ def libvirt() -> None:
 @click.option(
     "--intel", default="Nehalem", show_default=True, metavar="MODEL", help="What intel plays."
 )
+@click.option("--ssh", is_flag=True, help="With an ssh server in each, for qemu+ssh:// addresses.")
 @shared.qemu_option
 @shared.json_option
-def up(amd: str, intel: str, qemu: str, as_json: bool) -> None:
+def up(amd: str, intel: str, ssh: bool, qemu: str, as_json: bool) -> None:
     """Start both hosts with their daemons, as root; they stay until `down`.
 
     \b
     Examples:
       isthmus lab libvirt up
+      isthmus lab libvirt up --ssh
       isthmus lab libvirt up --amd EPYC --intel Haswell
     """
     from isthmus.values import to_json
 
+    if ssh:
+        lab_ssh.require()
     hosts = lab_host.up_both({"amd": amd, "intel": intel}, qemu, lab_host.lab_folder())
+    if ssh:
+        lab_ssh.serve(hosts, cache_folder())
     if as_json:
         click.echo(to_json(list(hosts.values())))
     else:
@@ -74,11 +81,18 @@ def status(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--host", default="amd", show_default=True, help="Where it is born.")
 @click.option("--unlevelled", is_flag=True, help="Show it all that the host offers (host-model).")
+@click.option("--define", is_flag=True, help="With a definition, so that it can be started anew.")
 @click.option("--memory", default=256, show_default=True, metavar="MIB", help="Its memory.")
 @click.option("--test", default="", metavar="WORDS", help="What the payload executes.")
 @click.option("--kernel", metavar="KERNEL", help="As for `isthmus guest start`.")
 def guest(
-    name: str, host: str, unlevelled: bool, memory: int, test: str, kernel: str | None
+    name: str,
+    host: str,
+    unlevelled: bool,
+    define: bool,
+    memory: int,
+    test: str,
+    kernel: str | None,
 ) -> None:
     """Start a guest with the lab's payload on a host, levelled for both.
 
@@ -86,6 +100,7 @@ def guest(
     Examples:
       isthmus lab libvirt guest web
       isthmus lab libvirt guest old --unlevelled --test rdtscp,sse4a
+      isthmus lab libvirt guest web --define --unlevelled
     """
     from isthmus.qualification.lab.image import build_image
     from isthmus.qualification.lab.libvirt_guest import start
@@ -106,6 +121,7 @@ def guest(
             folder=Path(hosts[host].folder).parent,
             memory_mib=memory,
             options={"test": test} if test else {},
+            persistent=define,
         )
     )
     click.echo(f"{name} on {host}; its console is {domain.console}, its reports {domain.payload}")
@@ -126,7 +142,15 @@ def down(names: tuple[str, ...]) -> None:
 
 
 def _list(hosts: dict[str, LibvirtHost]) -> None:
+    by_ssh = lab_ssh.addresses(hosts)
     for host in hosts.values():
         click.echo(f"{host.name} plays {host.plays}")
         click.echo(f"  --from or --to  '{host.uri}'")
         click.echo(f"  --peer          {host.peer_uri}")
+        if host.name in by_ssh:
+            click.echo(f"  by ssh          '{by_ssh[host.name]}'")
+    if by_ssh:
+        click.echo(
+            f"amd1 and intel1 by ssh: Include {lab_ssh.folder_of(hosts) / 'config'}"
+            " at the top of ~/.ssh/config"
+        )

@@ -269,7 +269,7 @@ async def _between(
     if watch or sync_clock:
         from isthmus.cli.watching import stay_at
 
-        await stay_at(request, verdict, record.plan.id, watch, sync_clock, as_json)
+        await stay_at(request, verdict, record, watch, sync_clock, as_json)
 
 
 async def _by_socket(
@@ -366,6 +366,7 @@ def _show(record: MigrationRecord, as_json: bool) -> None:
         down = f" downtime {figures.downtime_ms:.0f} ms," if figures.downtime_ms else ""
         click.echo(
             f"  total {figures.total_ms:.0f} ms,{down} {figures.moved_bytes / 2**20:.0f} MiB moved"
+            + (", by postcopy in the end" if figures.postcopy else "")
         )
     if record.error and not record.final:
         raise IsthmusError(record.error, remedy="isthmus status")

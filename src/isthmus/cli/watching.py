@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isthmus.migration.death_notice import WatchRecord
     from isthmus.migration.platforms import Request
     from isthmus.migration.preflight import Preflight
+    from isthmus.migration.record import MigrationRecord
     from isthmus.migration.vigil import Eyes
     from isthmus.migration.vigil_libvirt import DomainEyes
     from isthmus.migration.watching import Verdict
@@ -113,12 +114,14 @@ async def stay(
 async def stay_at(
     request: "Request",
     verdict: "Preflight",
-    migration: str,
+    moved: "MigrationRecord",
     seconds: float | None,
     sync_clock: bool,
     as_json: bool,
 ) -> None:
     """Watch a domain of libvirt on the host that it has come to, after setting its clock.
+
+    One that is translated there has a monitor of ours, and its translator's counts are looked at.
 
     :raises IsthmusError: the guest died.
     """
@@ -126,8 +129,10 @@ async def stay_at(
     from isthmus.migration.death_notice import WatchRecord
     from isthmus.migration.vigil_libvirt import LOOK_S, DomainEyes
 
-    begun = WatchRecord.begin(request.guest, request.destination, migration)
-    async with DomainEyes(Virsh(request.destination), request.guest) as eyes:
+    begun = WatchRecord.begin(request.guest, request.destination, moved.plan.id)
+    there = moved.plan.destination
+    virsh = Virsh(request.destination)
+    async with DomainEyes(virsh, request.guest, translator=there.translator, qmp=there.qmp) as eyes:
         if sync_clock:
             await _set_clock(eyes, request.guest)
         if seconds:

@@ -35,6 +35,8 @@ class Situation(Value, frozen=True):
 
     ``failed``: verification found that the guest does not live on the destination.
     ``traceless``: the destination has provably written to no disk.
+    ``split``: the guest runs at the destination by postcopy, and not all its memory is there: no
+    copy is whole until the rest has followed.
     """
 
     phase: Phase
@@ -42,6 +44,7 @@ class Situation(Value, frozen=True):
     destination: Copy
     failed: bool = False
     traceless: bool = False
+    split: bool = False
 
 
 class Decision(Value, frozen=True):
@@ -56,6 +59,8 @@ _WHOLE = frozenset({Copy.RUNNING, Copy.HELD})
 
 def decide(situation: Situation) -> Decision:
     """Decide how a migration that stopped in ``situation.phase`` is brought to its end."""
+    if situation.split:
+        return _in_two(situation)
     if situation.source is Copy.UNREACHABLE:
         return _decision(Action.HOLD, "the source does not answer and may be running")
     if situation.phase in MAY_HAVE_RUN:
@@ -94,6 +99,22 @@ def _after_start(situation: Situation) -> Decision:
         return _decision(Action.ROLL_BACK, "the destination has written to no disk")
     return _decision(
         Action.HOLD, "the guest may have written to its disk on the destination: the source is old"
+    )
+
+
+def _in_two(situation: Situation) -> Decision:
+    """Each copy has memory that the other lacks: neither may be destroyed, neither may go back."""
+    if situation.source is Copy.DEAD:
+        return _decision(
+            Action.LOST, "it went by postcopy, and its source ended with memory that had not gone"
+        )
+    if situation.destination is Copy.DEAD:
+        return _decision(
+            Action.LOST, "it went by postcopy, and its destination ended: the source is old"
+        )
+    return _decision(
+        Action.HOLD,
+        "it went by postcopy and its memory is in two parts: each copy has what the other lacks",
     )
 
 

@@ -2,7 +2,9 @@
 
 libvirt's protocol has its own hand-over: the destination's daemon lets the guest run, and tells the
 source's, which then destroys its copy or, if the destination failed, lets it run again (libvirt:
-docs/migration.rst).  So from the moment libvirt is told to move, the destination may have run, and
+docs/migration.rst).  By postcopy it runs there before all its memory is: if that breaks, libvirt is
+told to go on for as long as the link may come back, and neither copy is touched otherwise.
+So from the moment libvirt is told to move, the destination may have run, and
 the journal says ``starting`` before.  Isthmus adds what libvirt leaves to its caller: checks
 beforehand, a record, the end of a move that was cut short anywhere, and a look whether the guest
 lives.  What to do is decided by :mod:`isthmus.migration.decision` from what both daemons say.
@@ -17,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from isthmus.errors import (
     HypervisorError,
     IsthmusError,
@@ -26,17 +30,19 @@ from isthmus.errors import (
 from isthmus.hypervisor.libvirt import move as libvirt_move
 from isthmus.hypervisor.libvirt.connection import (
     Connection,
+    DaemonGoneError,
     LibvirtError,
     binding,
     call,
-    open_connection,
     session,
 )
-from isthmus.hypervisor.libvirt.move import Wishes
+from isthmus.hypervisor.libvirt.move import Moved, Wishes
 from isthmus.hypervisor.qemu.guests import GuestStore
+from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.migration import libvirt_translated
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.ending import brought_to_end
+from isthmus.migration.libvirt_ends import DestinationEnd, End, broken, is_split, reached
 from isthmus.migration.libvirt_guest import Facts, goes_by_hand, judge, read_facts, served
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import Phase
@@ -61,7 +67,7 @@ POLL_S = 0.05
 LOOK_S = 1.0
 """How long at least a guest is looked at after libvirt has handed it over."""
 _NOT_REACHED = "Failed to connect to remote libvirt URI"
-"""Begins libvirt's message where the source's daemon cannot reach the destination's."""
+"""Begins libvirt's message where the source's daemon cannot dial the destination's."""
 
 
 async def check(request: Request) -> Preflight:
@@ -94,6 +100,8 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
             destination_host=request.destination,
             created=time.time(),
             platform=PLATFORM,
+            peer=request.peer or (request.destination if has_host(request.destination) else ""),
+            tls=request.tls,
         )
         run = _Run(Journal.create(store.journals, plan), request.options, observer)
         try:
@@ -111,109 +119,6 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
         return await brought_to_end(_Run(Journal.reopen(path), Options(), observer), use)
 
 
-def reached(phase: Phase, source: Copy, destination: Copy, *, kept: bool) -> Phase:
-    """How far a move has come, by what both daemons say; ``phase`` is the journal's.
-
-    The journal has to say ``starting`` before libvirt is told to move.  But libvirt lets the source
-    run, or leaves it as somebody has paused it (``kept``), only where the destination has not run;
-    and where that is gone, or has not loaded everything, it never will.
-    """
-    never = destination in {Copy.DEAD, Copy.PARTIAL}
-    return Phase.MOVING if never and (source is Copy.RUNNING or kept) else phase
-
-
-class _End:
-    """One copy of the guest, as its daemon knows it."""
-
-    def __init__(self, side: Side) -> None:
-        self.side = side
-        self._connection: Connection | None = None
-
-    async def connection(self) -> Connection:
-        """The connection, opened again where it was lost.
-
-        :raises DaemonGoneError: nobody answers.
-        """
-        if self._connection is not None:
-            with contextlib.suppress(LibvirtError):
-                if await call(self._connection.handle.isAlive):
-                    return self._connection
-            await self.close()
-        self._connection = await open_connection(self.side.address)
-        return self._connection
-
-    async def domain(self) -> Any | None:
-        """The domain, None where the daemon has none; raises :class:`DaemonGoneError`."""
-        return await (await self.connection()).find(self.side.domain)
-
-    async def told(self) -> tuple[Copy, int, int]:
-        """The state of this copy, with libvirt's own words for it: state and reason."""
-        libvirt = binding()
-        try:
-            domain = await self.domain()
-            if domain is None:
-                return Copy.DEAD, libvirt.VIR_DOMAIN_NOSTATE, 0
-            state, reason = await call(domain.state)
-        except LibvirtError as error:  # only one that has gone meanwhile is known to be dead
-            gone = error.code == libvirt.VIR_ERR_NO_DOMAIN
-            return Copy.DEAD if gone else Copy.UNREACHABLE, libvirt.VIR_DOMAIN_NOSTATE, 0
-        return self._copy(state, reason), state, reason
-
-    async def state(self) -> Copy:
-        """The state of this copy."""
-        return (await self.told())[0]
-
-    def _copy(self, state: int, reason: int) -> Copy:
-        libvirt = binding()
-        if state == libvirt.VIR_DOMAIN_PAUSED and reason in {
-            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,  # its memory has gone on ahead
-            libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
-        }:
-            return Copy.PARTIAL
-        if state in {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED}:
-            return Copy.RUNNING
-        if state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}:
-            return Copy.HELD
-        return Copy.DEAD
-
-    async def destroy(self) -> None:
-        """End this copy for good, and its definition with it if the other has one.
-
-        :raises HypervisorError: libvirt does not end it.
-        """
-        domain = await self.domain()
-        if domain is None:
-            return
-        with contextlib.suppress(LibvirtError):
-            await call(domain.destroy)
-        if await self.state() is not Copy.DEAD:
-            raise HypervisorError(f"{self.side.address}: that copy does not end")
-
-    async def resume(self) -> None:
-        """Let this copy run.
-
-        :raises HypervisorError: libvirt does not.
-        """
-        domain = await self.domain()
-        if domain is None:
-            raise HypervisorError(f"{self.side.address}: there is no such guest any more")
-        await call(domain.resume)
-
-    async def close(self) -> None:
-        """Let go of the connection; changes nothing."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
-
-
-class _Destination(_End):
-    def _copy(self, state: int, reason: int) -> Copy:
-        libvirt = binding()
-        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
-            return Copy.PARTIAL
-        return super()._copy(state, reason)
-
-
 class _Run:
     """One migration under way."""
 
@@ -221,10 +126,11 @@ class _Run:
         self.journal = journal
         self.options = options
         self.observer = observer
-        self.source = _End(journal.record.plan.source)
-        self.destination = _Destination(journal.record.plan.destination)
+        self.source = End(journal.record.plan.source)
+        self.destination = DestinationEnd(journal.record.plan.destination)
         self.facts: Facts | None = None
-        self._unseen: list[Phase] = []
+        self.postcopy = False
+        self.last = Transfer(status="none")
 
     def enter(self, phase: Phase, why: str = "") -> None:
         self.journal.enter(phase, why)
@@ -263,32 +169,51 @@ class _Run:
         """Libvirt's own move, peer to peer where the source's daemon reaches the destination's."""
         self.enter(Phase.MOVING)
         options = self.options
+        plan = self.journal.record.plan
         wishes = Wishes(
-            peer=request.peer or (request.destination if has_host(request.destination) else ""),
-            link=request.link,
+            peer=plan.peer,
+            link=plan.channel,
             bandwidth=options.bandwidth,
             downtime_limit_ms=options.downtime_limit_ms,
             postcopy=request.postcopy,
             parallel=request.parallel,
             copy_storage=request.copy_storage,
-            tls=request.tls,
+            tls=plan.tls,
             persistent=facts.persistent,
             quiet=facts.emulated if options.still is None else options.still,
         )
 
-        def progress(transfer: Any) -> None:
+        def progress(transfer: Transfer) -> None:
+            self.last = transfer
             self.observer(Progress(phase=Phase.MOVING, transfer=transfer))
 
         # From here on libvirt itself may let the destination run.
         self.journal.enter(Phase.STARTING)
         try:
-            await libvirt_move.migrate(domain, there, wishes, progress)
+            self.postcopy = await libvirt_move.migrate(domain, there, wishes, progress)
         except LibvirtError as error:
-            if request.peer or not wishes.peer or _NOT_REACHED not in error.message:
+            refused = isinstance(error, DaemonGoneError) or _NOT_REACHED in error.message
+            if request.peer or not wishes.peer or self.last.transferred or not refused:
                 raise
+            if not await self._untouched():
+                raise
+            self.journal.amend(msgspec.structs.replace(plan, peer=""))
             self.journal.enter(Phase.STARTING, f"not peer to peer: {error.message}")
-            await libvirt_move.migrate(domain, there, wishes.replace(peer=""), progress)
+            wishes = wishes.replace(peer="")
+            domain, there = await self.source.domain(), await self.destination.connection()
+            self.postcopy = await libvirt_move.migrate(domain, there, wishes, progress)
         await self._arrived()
+
+    async def _untouched(self) -> bool:
+        """Whether nothing has come of a move: the source runs as before, the destination has none.
+
+        That the source's daemon does not reach the destination's is told in as many ways as there
+        are transports; by ssh it looks as if a connection were lost.
+        """
+        source, destination = await self.source.state(), await self.destination.state()
+        if source is not Copy.RUNNING or destination is not Copy.DEAD:
+            return False
+        return not await self._busy(source, destination)
 
     async def _arrived(self) -> None:
         """Libvirt says that the destination has the guest."""
@@ -296,11 +221,14 @@ class _Run:
         domain = await self.destination.domain()
         if domain is not None:
             moved = await libvirt_move.measured(domain)
+            if not moved.moved_bytes:  # by postcopy libvirt tells nothing of it there
+                moved = Moved(total_ms=self.last.total_ms, moved_bytes=self.last.transferred)
             self.journal.measure(
                 Figures(
                     total_ms=moved.total_ms,
                     downtime_ms=moved.downtime_ms,
                     moved_bytes=moved.moved_bytes,
+                    postcopy=self.postcopy,
                 )
             )
 
@@ -343,6 +271,9 @@ class _Run:
         """
         why = str(error) or "interrupted"
         situation, kept = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
+        if situation.split and (await self.source.told())[1:] in broken():
+            why += await self._go_on(why)
+            situation, kept = await self._situation(failed=False)
         decision = decide(situation)
         try:
             if decision.action is Action.FINISH:
@@ -362,33 +293,54 @@ class _Run:
             self._note(Phase.ROLLED_BACK)
             raise RolledBackError(f"{ended} during the move; it is off, on its source") from error
         self._note(Phase.UNDECIDED, f"{why}; {decision.reason}")
-        raise UndecidedError(
-            f"{why}; {decision.reason}",
-            remedy="look at both (virsh list --all on each), then isthmus migrate --resume"
-            f" {self.journal.record.plan.id} --use source|destination",
-        ) from error
+        again = f"isthmus migrate --resume {self.journal.record.plan.id}"
+        remedy = f"look at both (virsh list --all on each), then {again} --use source|destination"
+        if situation.split and decision.action is Action.HOLD:
+            remedy = (
+                "end neither copy; mend the way between the hosts, then"
+                f" {again}: libvirt goes on where it broke"
+            )
+        raise UndecidedError(f"{why}; {decision.reason}", remedy=remedy) from error
 
     async def impose(self, winner: str) -> None:
-        """Carry out the operator's decision which copy goes on (``source`` or ``destination``)."""
+        """Carry out the operator's decision which copy goes on (``source`` or ``destination``).
+
+        :raises IsthmusError: each copy has memory that the other lacks.
+        """
+        situation, _ = await self._situation(failed=False)
+        decision = decide(situation)
+        if situation.split and decision.action is Action.HOLD:
+            raise IsthmusError(
+                f"{decision.reason}: to choose one is to lose the guest",
+                remedy=f"isthmus migrate --resume {self.journal.record.plan.id}, without --use;"
+                " or end both with virsh destroy",
+            )
         if winner == "source":
             await self._roll_back("the operator chose the source", resume=True)
         else:
-            await self._finish((await self._situation(failed=False))[0])
+            await self._finish(situation)
 
     async def _situation(self, *, failed: bool) -> tuple[Situation, bool]:
         """What both daemons say once they have come to rest, and whether somebody paused it.
 
         A move that libvirt makes peer to peer goes on without us, a daemon that was restarted
         clears up by itself, and a destination whose source is gone is ended by its daemon: all
-        that is waited for.
+        that is waited for, as long as something is still sent or a minute without.
         """
         deadline = time.monotonic() + PATIENCE_S
+        sent = 0
         while True:
             source, state, reason = await self.source.told()
-            destination = await self.destination.state()
-            if not await self._busy(source, destination) or time.monotonic() > deadline:
+            destination, *words = await self.destination.told()
+            if (state, reason) in broken() or not await self._busy(source, destination):
+                break
+            if (now_sent := await self._sent()) != sent:
+                sent, deadline = now_sent, time.monotonic() + PATIENCE_S
+            if time.monotonic() > deadline:
                 break
             await asyncio.sleep(POLL_S)
+        split = is_split((state, reason), destination, tuple(words))
+        self.postcopy = self.postcopy or split
         libvirt = binding()
         kept = state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER
         return Situation(
@@ -397,7 +349,43 @@ class _Run:
             destination=destination,
             failed=failed,
             traceless=self.facts is not None and not self.facts.disks,
+            split=split,
         ), kept
+
+    async def _go_on(self, why: str) -> str:
+        """Have libvirt go on with a postcopy that was broken, while the link may come back.
+
+        :returns: why it did not, to be added to what went wrong; empty if it did.
+        """
+        self._note(Phase.STARTING, f"postcopy: {why}; waiting to go on")
+        plan = self.journal.record.plan
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                domain = await self.source.domain()
+                if domain is None:
+                    return ""
+                wishes = Wishes(
+                    peer=plan.peer,
+                    link=plan.channel,
+                    tls=plan.tls,
+                    persistent=bool(await call(domain.isPersistent)),
+                )
+                await libvirt_move.go_on(domain, await self.destination.connection(), wishes)
+            except HypervisorError as error:
+                if time.monotonic() > deadline:
+                    return f"; libvirt does not go on: {error.message}"
+            else:
+                return ""
+            await asyncio.sleep(LOOK_S)
+
+    async def _sent(self) -> int:
+        """How many bytes the source has sent, by what libvirt tells; 0 where it tells nothing."""
+        with contextlib.suppress(LibvirtError):
+            domain = await self.source.domain()
+            if domain is not None:
+                return await libvirt_move.sent(domain)
+        return 0
 
     async def _busy(self, source: Copy, destination: Copy) -> bool:
         """Whether something is still going on that will end by itself."""

@@ -1,6 +1,7 @@
 """What is known of a guest of libvirt before it moves, and the checks of its move."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -114,13 +115,27 @@ def goes_by_hand(facts: Facts, verdict: Preflight) -> bool:
     return facts.hop is not None or verdict.needs_translation
 
 
+def dialled(request: Request) -> str:
+    """The host at which the stream of a move by hand is dialled; empty: a socket of this machine.
+
+    It is that of the network which the destination is reached by.
+    """
+    for uri in (request.link, request.peer, request.destination):
+        if host := urlsplit(uri).hostname if uri else None:
+            return host
+    return ""
+
+
+_OF_THE_STREAM = frozenset({"libvirt-translated-in-clear", "libvirt-tls-missing"})
+
+
 def require_live(request: Request) -> None:
     """Refuse what libvirt's own moves can do and those by hand cannot.
 
     :raises RefusedError: something of that is asked for.
     """
     wished = {
-        "--tls": request.tls, "--postcopy": request.postcopy, "--parallel": request.parallel,
+        "--postcopy": request.postcopy, "--parallel": request.parallel,
         "--copy-storage": request.copy_storage,
     }  # fmt: skip
     if impossible := [name for name, value in wished.items() if value]:
@@ -165,11 +180,19 @@ async def judge(
     )
     if goes_by_hand(facts, judged):
         require_live(request)
+        move = move.replace(carried="tcp" if dialled(request) else "socket")
+    if judged.needs_translation:
+        running = by_hand(running, facts.shown.vendor)
     # A guest that we have moved by hand has arguments of ours, and a CPU that is not its own.
-    if facts.hop is None:
-        if judged.needs_translation:
-            running = by_hand(running, facts.shown.vendor)
-        judged = with_domain_rules(
-            judged, running, defined, here, there, move, accepted=request.accepted
-        )
+    moved_before = facts.hop is not None
+    judged = with_domain_rules(
+        judged,
+        running,
+        None if moved_before else defined,
+        here,
+        there,
+        move,
+        accepted=request.accepted,
+        only=_OF_THE_STREAM if moved_before else None,
+    )
     return msgspec.structs.replace(judged, blocking=()) if request.force else judged

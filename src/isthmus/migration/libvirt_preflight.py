@@ -67,14 +67,20 @@ def with_domain_rules(
     move: Move,
     *,
     accepted: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> Preflight:
     """The verdict with what stands in the way of this domain, its devices and its storage.
 
     :param defined: its definition, None for a transient domain: only there ``host-model`` is to be
         seen.  Of a running guest it is told as what it is: a warning about the next start.
     :param accepted: rules, or ``rule:subject``, whose findings the operator takes the risk of.
+    :param only: the rules to ask; None: all.
     """
-    found = list(domain_findings(running, here, there, move))
+    found = [
+        finding
+        for finding in domain_findings(running, here, there, move)
+        if only is None or finding.rule in only
+    ]
     told = {(finding.rule, finding.subject) for finding in found}
     if defined is not None and defined.cpu.mode == "host-model":
         found += [

@@ -12,9 +12,9 @@ is on this machine.
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from isthmus.errors import HypervisorError, IsthmusError
 from isthmus.hypervisor.libvirt.connection import (
@@ -29,10 +29,11 @@ from isthmus.hypervisor.libvirt.connection import (
 from isthmus.hypervisor.libvirt.incoming import QMP, incoming_xml, settled_xml
 from isthmus.hypervisor.libvirt.passthrough import DomainMonitor
 from isthmus.hypervisor.qemu.guests import GuestStore
-from isthmus.hypervisor.qemu.monitor import Monitor, MonitorGoneError
+from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
+from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.migration import engine
 from isthmus.migration.decision import Copy
-from isthmus.migration.libvirt_guest import Facts
+from isthmus.migration.libvirt_guest import Facts, dialled
 from isthmus.migration.options import Observer, Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request
@@ -44,6 +45,10 @@ from isthmus.translate.placement import WARN_SHARE, Service, arrange
 PLATFORM = "libvirt"
 DEFINITION = "domain.xml"
 KEPT = "definition.xml"
+CERTIFICATES = "/etc/pki/qemu"
+"""Where QEMU finds the host's certificates, on each host: libvirt's default for migrations, too
+(``default_tls_x509_cert_dir`` in its qemu.conf)."""
+_CREDENTIALS = "isthmus-tls"
 
 
 async def move(
@@ -98,6 +103,7 @@ async def move(
         created=time.time(),
         translation=translation,
         platform=PLATFORM,
+        tls=request.tls,
     )
     record = await engine.move(
         plan, journals=store.journals, options=options, observer=observer, ends=ends
@@ -115,15 +121,18 @@ async def recover(path: Path, observer: Observer, use: str) -> MigrationRecord:
 
 def ends(record: MigrationRecord) -> tuple[Source, Destination]:
     """Both ends of such a migration."""
-    return DomainSource(record.plan.source), DomainDestination(record.plan.destination, owned=True)
+    plan = record.plan
+    tls = plan.tls and plan.channel.startswith("tcp:")
+    return (
+        DomainSource(plan.source, tls=tls),
+        DomainDestination(plan.destination, owned=True, tls=tls),
+    )
 
 
 def _channel(request: Request, folder: Path) -> str:
     """Where the destination listens: in the network it is reached by, or a file on this machine."""
-    for uri in (request.link, request.peer, request.destination):
-        if host := urlsplit(uri).hostname if uri else None:
-            return f"tcp:{host}:0"
-    return f"unix:{folder / 'stream.sock'}"
+    host = dialled(request)
+    return f"tcp:{host}:0" if host else f"unix:{folder / 'stream.sock'}"
 
 
 async def _settle_definitions(record: MigrationRecord) -> None:
@@ -225,8 +234,50 @@ class _Domain:
             raise HypervisorError(f"{self.side.address}: that copy does not end")
 
 
+async def _encrypt(monitor: Monitor, endpoint: str) -> None:
+    """Have QEMU use TLS for the stream, with the hosts' certificates, both sides verified.
+
+    (QEMU: docs/system/tls.rst; qapi/crypto.json, ``TlsCredsX509Properties``.)
+
+    :raises CommandRefusedError: QEMU does not find or read them.
+    """
+    await _forget_encryption(monitor)
+    await monitor.execute(
+        "object-add",
+        {
+            "qom-type": "tls-creds-x509", "id": _CREDENTIALS, "dir": CERTIFICATES,
+            "endpoint": endpoint, "verify-peer": True,
+        },
+    )  # fmt: skip
+    await monitor.execute("migrate-set-parameters", {"tls-creds": _CREDENTIALS})
+
+
+async def _forget_encryption(monitor: Monitor) -> None:
+    """Leave QEMU as libvirt knows it."""
+    with contextlib.suppress(CommandRefusedError):
+        await monitor.execute("migrate-set-parameters", {"tls-creds": ""})
+        await monitor.execute("object-del", {"id": _CREDENTIALS})
+
+
 class DomainSource(_Domain, Source):
     """The domain that runs the guest before the move."""
+
+    def __init__(self, side: Side, *, tls: bool = False) -> None:
+        super().__init__(side)
+        self._tls = tls
+
+    async def send(self, uri: str, progress: Callable[[Transfer], None]) -> None:
+        """Send the guest, see :meth:`Source.send`."""
+        if self._tls:
+            await _encrypt(self.monitor, "client")
+        await super().send(uri, progress)
+
+    async def resume(self) -> None:
+        """Take the guest back, see :meth:`Source.resume`."""
+        await super().resume()
+        if self._tls:
+            with contextlib.suppress(IsthmusError):
+                await _forget_encryption(self.monitor)
 
     async def destroy(self) -> None:
         """End the domain for good; afterwards it can never run the guest."""
@@ -247,6 +298,16 @@ class DomainSource(_Domain, Source):
 
 class DomainDestination(_Domain, Destination):
     """The domain that receives the guest; libvirt starts it from the XML in its folder."""
+
+    def __init__(self, side: Side, *, owned: bool, tls: bool = False) -> None:
+        super().__init__(side, owned=owned)
+        self._tls = tls
+
+    async def listen(self, uri: str) -> str:
+        """Open the channel, see :meth:`Destination.listen`."""
+        if self._tls:
+            await _encrypt(self.monitor, "server")
+        return await super().listen(uri)
 
     async def launch(self, plan: Plan, *, lives_with_parent: bool) -> Side:  # noqa: ARG002
         """Have libvirt start it, paused."""
@@ -271,8 +332,11 @@ class DomainDestination(_Domain, Destination):
         await self._end()
 
     async def close(self) -> None:
-        """Let go of the connections; changes nothing."""
+        """Let go of the connections."""
         if self.translator is not None:
             with contextlib.suppress(IsthmusError, OSError):
                 await self.translator.close()
+        if self._tls and self._monitor is not None:  # it may be a source one day
+            with contextlib.suppress(IsthmusError):
+                await _forget_encryption(self._monitor)
         await self._let_go()

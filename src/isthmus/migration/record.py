@@ -58,7 +58,9 @@ class Plan(Value, frozen=True):
     ``translation``: what is translated for it there, and by which placement, None: nothing;
     ``deposit``: the file that it goes through, None: it goes live;
     ``platform``: who moves it (:mod:`isthmus.migration.platforms`), empty for QEMU itself;
-    ``task``: what that platform calls the move while it goes on without us.
+    ``task``: what that platform calls the move while it goes on without us;
+    ``peer``: the destination as the source's daemon reaches it, empty where it does not;
+    ``tls``: the stream is encrypted.
     """
 
     id: str
@@ -76,6 +78,8 @@ class Plan(Value, frozen=True):
     deposit: Deposit | None = None
     platform: str = ""
     task: str = ""
+    peer: str = ""
+    tls: bool = False
     schema: int = SCHEMA_VERSION
 
 
@@ -93,13 +97,15 @@ class Figures(Value, frozen=True):
     ``total_ms`` from QEMU's start of the precopy to its end; ``downtime_ms`` as QEMU measures it at
     the source; ``stopped_ms`` between QEMU's own time stamps of the source's STOP and the
     destination's RESUME, so including what we add; ``moved_bytes`` on the wire.  Through a file
-    the first two are the time from the source's stop to the destination's start.
+    the first two are the time from the source's stop to the destination's start.  ``postcopy``: it
+    ran at the destination before all its memory was there.
     """
 
     total_ms: float = 0.0
     downtime_ms: float = 0.0
     stopped_ms: float | None = None
     moved_bytes: int = 0
+    postcopy: bool = False
 
 
 class MigrationRecord(Value, frozen=True):

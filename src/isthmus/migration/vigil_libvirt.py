@@ -17,6 +17,7 @@ from isthmus.errors import EnvironmentLackError, HypervisorError
 from isthmus.guest.console import MAX_BYTES
 from isthmus.hypervisor.libvirt.domain import Domain, read_domain
 from isthmus.hypervisor.libvirt.virsh import Virsh
+from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
 from isthmus.hypervisor.qemu.vcpus import Registers, positions
 from isthmus.migration.vigil import console_sample, counted
 from isthmus.migration.watching import Event, Sample, Sign
@@ -68,12 +69,17 @@ class DomainEyes:
     """Looks at a domain.  Use it in a ``with`` block: its events run for that long.
 
     :param translator: the folder of its translator, where one is armed.
+    :param qmp: a monitor of QEMU beside libvirt's, on this machine.  Of a translated guest libvirt
+        cannot say whether it runs, since each trap stops it; and libvirt's own monitor may lag.
     """
 
-    def __init__(self, virsh: Virsh, name: str, *, translator: Path | None = None) -> None:
+    def __init__(
+        self, virsh: Virsh, name: str, *, translator: Path | None = None, qmp: Path | None = None
+    ) -> None:
         self._virsh = virsh
         self._name = name
         self._translator = translator
+        self._qmp = qmp
         self._domain: Domain | None = None
         self._events: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -134,12 +140,24 @@ class DomainEyes:
             sample = sample.replace(state=run_state(said))
             # An event can be missed, while virsh connects; what became of it stays to be asked.
             ended = [Event(at=sample.at, sign=sign, words=said.strip()) for sign in _why(said)]
-        if sample.state == "running":
+        if self._qmp is not None and sample.state in {"running", "paused"}:
+            sample = await self._by_monitor(self._qmp, sample)
+        elif sample.state == "running":
             sample = sample.replace(vcpus=await self._vcpus(), agent=await self._agent())
         sample = console_sample(sample, await asyncio.to_thread(self.console))
         sample = await self._translated(sample)
         came, self._came = self._came, []
         return sample, (*came, *ended)
+
+    async def _by_monitor(self, path: Path, sample: Sample) -> Sample:
+        """How it is, by a monitor of its QEMU that is not libvirt's; nobody keeps it to himself."""
+        with contextlib.suppress(MonitorGoneError, CommandRefusedError):
+            async with Monitor.session(path) as monitor:
+                return sample.replace(
+                    state=await monitor.status(),
+                    vcpus=positions(await monitor.human("info registers -a")),
+                )
+        return sample.replace(state="")
 
     async def _vcpus(self) -> tuple[Registers, ...]:
         with contextlib.suppress(HypervisorError):

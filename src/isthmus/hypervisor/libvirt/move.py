@@ -8,13 +8,18 @@ is the way of first choice; direct, this process does, as ``virsh migrate`` with
 Under TCG the guest must stand still while QEMU begins to track its writes, and its dirty pages are
 looked at once only, after it has stopped (:mod:`isthmus.hypervisor.qemu.stream` tells why).
 libvirt has no such mode, so QEMU is told through libvirt's monitor passthrough: the guest is
-stopped once libvirt has noted that it runs, and let go as soon as the transfer is active.
+stopped once libvirt has noted that it runs, and let go as soon as the transfer is active.  Disks
+that are copied with it are copied first, while it runs.
+
+By postcopy a guest runs at the destination before all its memory is there.  If the link breaks
+then, neither copy is whole: both are needed, until libvirt is told to resume
+(``VIR_MIGRATE_POSTCOPY_RESUME``, since 8.5; libvirt: docs/migration.rst).
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from isthmus.errors import HypervisorError
@@ -36,6 +41,10 @@ _SLOW_MIB_S = 1
 """While a guest is about to be let go: QEMU must not be through before it runs again."""
 
 
+_REST_S = 0.06
+"""Of the copying of a quiet guest's disks, what is left when it is stopped: that many seconds."""
+_FAST = 1 << 30
+"""bytes/s; how fast disks may be copied where there is no limit."""
 _TRANSFERS = frozenset({"active", "pre-switchover", "device", "postcopy-active"})
 """QEMU's words for a transfer whose tracking of writes has begun (qapi/migration.json)."""
 
@@ -48,6 +57,7 @@ class Wishes(Value, frozen=True):
     ``bandwidth`` in bytes/s; ``downtime_limit_ms`` as QEMU's; None for libvirt's own.
     ``parallel``: connections of multifd, 0 for none.  ``copy_storage``: disks are copied as well.
     ``quiet``: stop the guest while QEMU begins to track its writes, see above.
+    ``again``: go on with a postcopy that was broken.
     """
 
     peer: str = ""
@@ -60,6 +70,7 @@ class Wishes(Value, frozen=True):
     tls: bool = False
     persistent: bool = False
     quiet: bool = False
+    again: bool = False
 
 
 class Moved(Value, frozen=True):
@@ -82,6 +93,7 @@ def flags(wishes: Wishes) -> int:
         libvirt.VIR_MIGRATE_PARALLEL: wishes.parallel > 0,
         libvirt.VIR_MIGRATE_NON_SHARED_DISK: wishes.copy_storage,
         libvirt.VIR_MIGRATE_TLS: wishes.tls,
+        libvirt.VIR_MIGRATE_POSTCOPY_RESUME: wishes.again,
     }
     return sum(flag for flag, wanted in chosen.items() if wanted)
 
@@ -96,6 +108,8 @@ def parameters(wishes: Wishes) -> dict[str, object]:
         given[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = _SLOW_MIB_S
     elif wishes.bandwidth is not None:
         given[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = _mib(wishes.bandwidth)
+    if wishes.postcopy and wishes.bandwidth is not None:
+        given[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = _mib(wishes.bandwidth)
     if wishes.parallel:
         given[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = wishes.parallel
     return given
@@ -106,18 +120,16 @@ async def migrate(
     destination: Connection,
     wishes: Wishes,
     progress: Callable[[Transfer], None],
-) -> None:
+) -> bool:
     """Move the domain; on return libvirt says that the destination has it and the source not.
 
+    :returns: whether it went by postcopy in the end.
     :raises LibvirtError: libvirt says that it failed.
     :raises DaemonGoneError: the source's daemon went away: how it ended is not known.
     """
-    if wishes.peer:
-        work = call(domain.migrateToURI3, wishes.peer, parameters(wishes), flags(wishes))
-    else:
-        work = call(domain.migrate3, destination.handle, parameters(wishes), flags(wishes))
-    moving = asyncio.ensure_future(work)
-    following = asyncio.ensure_future(_follow(domain, wishes, progress))
+    moving = asyncio.ensure_future(_told(domain, destination, wishes))
+    following = asyncio.ensure_future(_follow(domain, progress))
+    switching = asyncio.ensure_future(_switch(domain, wishes.quiet)) if wishes.postcopy else None
     try:
         if wishes.quiet:
             await _begin_quietly(domain, destination, wishes, moving)
@@ -132,9 +144,41 @@ async def migrate(
             await moving
         raise
     finally:
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError, HypervisorError):
-            await following
+        for task in (following, switching):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, HypervisorError):
+                    await task
+    return switching is not None and switching.done() and not switching.cancelled()
+
+
+async def go_on(domain: Any, destination: Connection, wishes: Wishes) -> None:
+    """Go on with a postcopy that was broken; on return the destination has the whole guest.
+
+    QEMU does not know of a silent link before its TCP gives up, after a quarter of an hour; libvirt
+    refuses to go on until it does, so both are told (QEMU: qapi/migration.json, ``migrate-pause``).
+    Not before the guest runs there, though: until then QEMU there ends if its stream does (QEMU:
+    migration/savevm.c, ``qemu_loadvm_state_main``), and the stream may still find its way.
+
+    :raises LibvirtError: libvirt cannot, or not yet.
+    """
+    there = await destination.find(await call(domain.UUIDString))
+    if there is not None and (await command(there, "query-status"))["status"] == "running":
+        for end in (domain, there):
+            if await _status(end) == "postcopy-active":
+                with contextlib.suppress(HypervisorError):
+                    await command(end, "migrate-pause")
+    limits = Wishes(
+        peer=wishes.peer, link=wishes.link, tls=wishes.tls, persistent=wishes.persistent,
+        postcopy=True, again=True,
+    )  # fmt: skip
+    await _told(domain, destination, limits)
+
+
+def _told(domain: Any, destination: Connection, wishes: Wishes) -> Coroutine[Any, Any, Any]:
+    if wishes.peer:
+        return call(domain.migrateToURI3, wishes.peer, parameters(wishes), flags(wishes))
+    return call(domain.migrate3, destination.handle, parameters(wishes), flags(wishes))
 
 
 async def under_way(domain: Any) -> bool:
@@ -142,6 +186,11 @@ async def under_way(domain: Any) -> bool:
     libvirt = binding()
     stats = await call(domain.jobStats)
     return bool(stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) != libvirt.VIR_DOMAIN_JOB_NONE)
+
+
+async def sent(domain: Any) -> int:
+    """How many bytes of the job that moves this domain have gone; 0 where there is none."""
+    return int((await call(domain.jobStats)).get("data_processed", 0))
 
 
 async def abort(domain: Any) -> None:
@@ -184,20 +233,29 @@ def _transfer(stats: dict[str, Any]) -> Transfer:
     )
 
 
-async def _follow(domain: Any, wishes: Wishes, progress: Callable[[Transfer], None]) -> None:
-    """Tell how far it is; switch to postcopy where it is wished, once all memory was sent once."""
-    switched = not wishes.postcopy
+async def _follow(domain: Any, progress: Callable[[Transfer], None]) -> None:
+    """Tell how far it is."""
     while True:
         await asyncio.sleep(POLL_S)
         with contextlib.suppress(LibvirtError):
             stats = await call(domain.jobStats)
-            if not stats.get("memory_total"):
-                continue
-            transfer = _transfer(stats)
-            progress(transfer)
-            if not switched and (transfer.iterations > 1 or wishes.quiet):
+            if stats.get("memory_total"):
+                progress(_transfer(stats))
+
+
+async def _switch(domain: Any, quiet: bool) -> None:
+    """Switch to postcopy, once all memory was sent once or, of a quiet move, as soon as it flows.
+
+    An emulated guest's writes are looked at once only, so there is no second pass to wait for.
+    """
+    while True:
+        await asyncio.sleep(POLL_S)
+        with contextlib.suppress(LibvirtError):
+            stats = await call(domain.jobStats)
+            sent = stats.get("memory_total") and stats.get("memory_processed", 0)
+            if sent and (quiet or stats.get("memory_iteration", 0) > 1):
                 await call(domain.migrateStartPostCopy)
-                switched = True
+                return
 
 
 async def _limit(domain: Any, downtime_ms: int, moving: "asyncio.Future[Any]") -> None:
@@ -229,7 +287,10 @@ async def _begin_quietly(
         if moving.done() or time.monotonic() > deadline:
             return
         await asyncio.sleep(QUIET_POLL_S)
-    await command(domain, "stop")
+    if wishes.copy_storage:
+        await _stop_behind_disks(domain, wishes, moving)
+    else:
+        await command(domain, "stop")
     try:
         if await _status(domain) in _TRANSFERS | {"setup"}:
             await abort(domain)
@@ -246,6 +307,37 @@ async def _begin_quietly(
             await command(domain, "cont")
     with contextlib.suppress(LibvirtError):
         await call(domain.migrateSetMaxSpeed, _mib(wishes.bandwidth or _UNLIMITED))
+
+
+async def _stop_behind_disks(domain: Any, wishes: Wishes, moving: "asyncio.Future[Any]") -> None:
+    """Stop the guest when its disks are copied but for a rest, which follows while it stands.
+
+    libvirt turns to the memory at once when the disks are equal, so their copying pauses until the
+    guest has stopped.  It goes at the speed that is wished: libvirt has been told of a slow one for
+    the beginning of the memory's transfer, and takes that for the disks, too.
+    """
+    speed = wishes.bandwidth or 0  # 0: no limit
+    rest = (wishes.bandwidth or _FAST) * _REST_S
+    freed: set[str] = set()
+    while not moving.done():
+        jobs = await command(domain, "query-block-jobs")
+        for job in jobs:
+            if job["device"] not in freed:
+                order = {"device": job["device"], "speed": speed}
+                await command(domain, "block-job-set-speed", order)
+                freed.add(job["device"])
+        # "len" is not known before the job has looked at the disk.
+        if jobs and all(job["len"] and job["len"] - job["offset"] <= rest for job in jobs):
+            break
+        await asyncio.sleep(QUIET_POLL_S)
+    names = sorted(freed)
+    for name in names:
+        await command(domain, "block-job-pause", {"device": name})
+    try:
+        await command(domain, "stop")
+    finally:
+        for name in names:
+            await command(domain, "block-job-resume", {"device": name})
 
 
 async def _status(domain: Any) -> str:

@@ -5,6 +5,7 @@ not ``sure``: the rule says what that means.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from isthmus.baseline.identity import maker
 from isthmus.cpu.model import CpuModel
@@ -28,6 +29,8 @@ class Move(Value, frozen=True):
     storage there.  ``tls``: whether the stream is encrypted by QEMU itself, ``tunnelled`` whether
     it goes through the daemons' connection.  ``tls_there``: whether the destination has the
     certificates for that, ``snapshots``: how many the domain has, None where unknown.
+    ``carried``: what the stream goes by: ``libvirt``'s own way, or a ``socket`` of this machine or
+    ``tcp`` where Isthmus moves the guest itself.
     """
 
     copies: frozenset[str] = frozenset()
@@ -39,6 +42,7 @@ class Move(Value, frozen=True):
     snapshots: int | None = None
     libvirt_here: tuple[int, ...] = ()
     libvirt_there: tuple[int, ...] = ()
+    carried: Literal["libvirt", "socket", "tcp"] = "libvirt"
 
 
 Relation = Callable[[Domain, LibvirtHost, LibvirtHost, Move], Iterator[Hit]]
@@ -300,8 +304,15 @@ def _tls_missing(_: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move)
 
 
 def _in_clear(_: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move) -> Iterator[Hit]:
-    if not (move.tls or move.tunnelled):
+    if move.carried == "libvirt" and not (move.tls or move.tunnelled):
         yield Hit(subject="tls", evidence="neither --tls nor --tunnelled")
+
+
+def _in_clear_by_hand(
+    _: Domain, _here: LibvirtHost, _there: LibvirtHost, move: Move
+) -> Iterator[Hit]:
+    if move.carried == "tcp" and not move.tls:
+        yield Hit(subject="tls", evidence="over TCP, without --tls")
 
 
 def _differ(one: CpuModel | None, other: CpuModel | None) -> bool | None:
@@ -379,5 +390,6 @@ RELATIONS: dict[str, Relation] = {
     "snapshots": _snapshots,
     "tls-missing": _tls_missing,
     "in-clear": _in_clear,
+    "in-clear-by-hand": _in_clear_by_hand,
 }
 """Every relation that a rule may name."""

@@ -1,9 +1,10 @@
 """A libvirt host on this machine: a real libvirtd in namespaces of its own, whose QEMU plays a CPU.
 
-Each host has a mount namespace (its own ``/etc/libvirt``, ``/var/lib/libvirt``, ``/run/libvirt``),
-a network namespace, a host name, and a PID namespace, whose end is the end of its daemon and of all
-its guests (namespaces(7), pid_namespaces(7)).  Two hosts are joined by a veth pair; nothing of this
-machine's own network is changed.  libvirt's UNIX socket is a file, so it is reached from outside.
+Each host has a mount namespace (its own ``/etc/libvirt``, ``/var/lib/libvirt``, ``/run/libvirt``,
+and ``/etc/pki/qemu`` for certificates), a network namespace, a host name, and a PID namespace,
+whose end is the end of its daemon and of all its guests (namespaces(7), pid_namespaces(7)).  Two
+hosts are joined by a veth pair; nothing of this machine's own network is changed.  libvirt's UNIX
+socket is a file, so it is reached from outside.
 
 How a host plays a processor: its QEMU is a few lines of shell around the machine's own that take
 away what the played processor lacks, as KVM does on silicon: features that a guest asks for and the
@@ -86,19 +87,21 @@ _INSIDE = """\
 set -e
 hostname "$1"
 for pair in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt cache:/var/cache/libvirt \
-    log:/var/log/libvirt; do
+    log:/var/log/libvirt pki:/etc/pki/qemu; do
     mount --bind "$2/${pair%%:*}" "${pair#*:}"
 done
 mkdir -p /run/libvirt/qemu
 mount -t tmpfs status /run/libvirt/qemu
 mount --bind "$2/etc/hosts" /etc/hosts
+[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
 ip link set lo up
 : >"$2/inside"
 while :; do sleep 3600 & wait; done
 """
 """Runs as the first process of the PID namespace: $1 is the host's name, $2 its folder.
 
-``/run`` is in memory on a real host: a daemon writes a guest's status there at every event."""
+``/run`` is in memory on a real host: a daemon writes a guest's status there at every event.
+Without a KVM a host offers what it plays, and nothing of this machine's own processor."""
 
 _EMULATOR = """\
 #!/bin/sh
@@ -204,7 +207,7 @@ class LibvirtHost(Value, frozen=True):
         socket.unlink(missing_ok=True)
         said = self.folder / "log/daemon.out"
         with said.open("ab") as out:
-            subprocess.Popen(
+            started = subprocess.Popen(
                 [
                     *_enter(self.inside.pid),
                     "env", f"PATH={_PROGRAM_FOLDER}:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -215,7 +218,7 @@ class LibvirtHost(Value, frozen=True):
             )  # fmt: skip
         deadline = time.monotonic() + START_TIMEOUT_S
         while not socket.exists():
-            if time.monotonic() > deadline:
+            if started.poll() is not None or time.monotonic() > deadline:
                 tail = said.read_bytes()[-500:].decode(errors="replace").strip()
                 raise HypervisorError(f"{self.name}: libvirtd does not come up: {tail}")
             time.sleep(0.05)
@@ -288,7 +291,7 @@ def up(
     home = private_directory(private_directory(folder) / name)
     shutil.rmtree(home)
     private_directory(home)
-    for part in ("etc", "lib", "run", "cache", "log"):
+    for part in ("etc", "lib", "run", "cache", "log", "pki"):
         (home / part).mkdir()
     identity = str(uuid.uuid4())
     (home / "etc/libvirtd.conf").write_text(_DAEMON.format(uuid=identity), encoding="utf-8")
@@ -299,7 +302,7 @@ def up(
     emulator.write_text(_emulator(plays, cpus, qemu), encoding="utf-8")
     emulator.chmod(0o755)
     for place in ("/etc/libvirt", "/var/lib/libvirt", "/run/libvirt",
-                  "/var/cache/libvirt", "/var/log/libvirt"):  # fmt: skip
+                  "/var/cache/libvirt", "/var/log/libvirt", "/etc/pki/qemu"):  # fmt: skip
         Path(place).mkdir(parents=True, exist_ok=True)
     guard = ["setpriv", "--pdeathsig", "KILL"] if lives_with_parent else []
     with (home / "log/anchor.out").open("wb") as out:
