@@ -138,9 +138,11 @@ def folder_of(hosts: Mapping[str, LibvirtHost]) -> Path:
 
 def addresses(hosts: Mapping[str, LibvirtHost]) -> dict[str, str]:
     """The hosts' ``qemu+ssh`` addresses (libvirt: docs/uri.rst); none where there is no server."""
-    if not hosts or not (folder := folder_of(hosts)).joinpath("ssh").exists():
-        return {}
-    return {name: f"qemu+ssh://root@{name}/system?command={folder / 'ssh'}" for name in hosts}
+    return {
+        name: f"qemu+ssh://root@{name}/system?command={folder_of(hosts) / 'ssh'}"
+        for name, host in hosts.items()
+        if _server(host).joinpath("pid").exists()
+    }
 
 
 def _server(host: LibvirtHost) -> Path:
