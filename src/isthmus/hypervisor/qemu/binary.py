@@ -9,6 +9,8 @@ from isthmus.errors import EnvironmentLackError
 from isthmus.values import Value
 
 DEFAULT_NAME = "qemu-system-x86_64"
+ANSWER_TIMEOUT_S = 60.0
+"""It takes a tenth of a second; on an emulated host that others keep busy, many."""
 
 
 class QemuBinary(Value, frozen=True):
@@ -35,15 +37,8 @@ def find_qemu(name: str = DEFAULT_NAME) -> QemuBinary:
             remedy="install QEMU (Debian, Ubuntu: apt-get install qemu-system-x86)"
             " or name another with --qemu",
         )
-    try:
-        done = subprocess.run(
-            [found, "--version"], capture_output=True, timeout=20, check=False, text=True
-        )
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
-        raise EnvironmentLackError(
-            f"{found}: cannot be run: {error}", remedy="install qemu-system-x86 again"
-        ) from error
-    match = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", done.stdout)
+    said = _said(Path(found), "--version")
+    match = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", said)
     if match is None:
         raise EnvironmentLackError(
             f"{found}: does not answer like QEMU", remedy="name a qemu-system-x86_64 program"
@@ -58,18 +53,33 @@ def versioned_pc_machine(qemu: QemuBinary) -> str:
     A guest keeps its versioned machine for life: an alias such as ``pc`` means another machine on
     another QEMU, and the stream of a move would not load.
 
-    :raises EnvironmentLackError: this QEMU has no PC machine.
+    :raises EnvironmentLackError: this QEMU has no PC machine, or does not answer.
     """
-    done = subprocess.run(
-        [str(qemu.path), "-machine", "help"],
-        capture_output=True,
-        timeout=20,
-        check=False,
-        text=True,
-    )
-    match = re.search(r"^pc\s.*\(alias of (pc-i440fx-[\d.]+)\)", done.stdout, re.MULTILINE)
+    said = _said(qemu.path, "-machine", "help")
+    match = re.search(r"^pc\s.*\(alias of (pc-i440fx-[\d.]+)\)", said, re.MULTILINE)
     if match is None:
         raise EnvironmentLackError(
             f"{qemu.path}: offers no i440fx machine", remedy="install qemu-system-x86"
         )
     return match[1]
+
+
+def _said(program: Path, *words: str) -> str:
+    """What QEMU answers to a question on its command line.
+
+    :raises EnvironmentLackError: it cannot be run, or does not answer in time.
+    """
+    try:
+        done = subprocess.run(
+            [program, *words], capture_output=True, timeout=ANSWER_TIMEOUT_S, check=False, text=True
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentLackError(
+            f"{program}: no answer within {ANSWER_TIMEOUT_S:g} s",
+            remedy="look whether the machine that it runs on is overloaded",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentLackError(
+            f"{program}: cannot be run: {error}", remedy="install qemu-system-x86 again"
+        ) from error
+    return done.stdout
