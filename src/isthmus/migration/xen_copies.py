@@ -20,10 +20,16 @@ from isthmus.migration.phases import MAY_HAVE_RUN, Phase
 DESTROY_TIMEOUT_S = 60.0
 """How long a host may take to destroy a guest for which it has been asked to."""
 
-# xl has a command for it since 4.20 (tools/xl/xl_cmdtable.c); older hosts have libxc's binding.
+# xl has a command for it since 4.20 (tools/xl/xl_cmdtable.c); older hosts have bindings of libxc
+# and xenstore, which Debian keeps with its release of Xen.  As libxl does (libxl__domain_resume),
+# xenstored is told, too: it would not notice the guest's next suspend otherwise.
 _RESUME = """
+for p in /usr/lib/xen*/lib/python; do PYTHONPATH=$p:$PYTHONPATH; done
+export PYTHONPATH
 xl resume {number} 2>/dev/null || python3 -c \
- 'import xen.lowlevel.xc as x; x.xc().domain_resume({number}, 1)'
+ 'import xen.lowlevel.xc as x, xen.lowlevel.xs as s
+x.xc().domain_resume({number}, 1)
+s.xs().resume_domain({number})'
 """
 
 
