@@ -48,7 +48,7 @@ class Site:
     def mover(self, home: str) -> Mover:
         """A move of the guest to the other host, begun."""
         self.before = len(self._records())
-        return Mover(self.lab, self.doors, GUEST, home, AMD if home == INTEL else INTEL)
+        return Mover(self.lab, GUEST, home, AMD if home == INTEL else INTEL)
 
     def record(self) -> MigrationRecord:
         """The record of the latest move."""

@@ -28,11 +28,14 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.path = os.environ["PATH"]
+        """Where the command line looks for ssh."""
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment that has the command line keep to those folders."""
         return os.environ | {
+            "PATH": self.path,
             "ISTHMUS_RUN": str(self.folder / "run"),
             "ISTHMUS_STATE": str(self.folder / "state"),
             "ISTHMUS_CACHE": str(cache_folder()),

@@ -52,11 +52,11 @@ class Doors:
         wrapper.parent.mkdir()
         wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
         wrapper.chmod(0o755)
-        self.path = f"{wrapper.parent}:{os.environ['PATH']}"
-        """What PATH has to be for ssh to be the one with that key."""
+        self._folder = wrapper.parent
 
     def open(self, lab: Lab, name: str) -> None:
-        """Start the server in a host's dom0, for the owner of the key alone."""
+        """Start the server in a host's dom0, for the key's owner alone: ``lab``, from now on."""
+        lab.path = f"{self._folder}:{os.environ['PATH']}"
         asyncio.run(self._put(host_of(lab, name)))
         lab.xl(
             name,
@@ -99,14 +99,14 @@ class Mover:
     """What the remote command of each ssh of the transport has in it: the stream from the source,
     the answers to it, the receiver at the destination."""
 
-    def __init__(self, lab: Lab, doors: Doors, guest: str, source: str, to: str) -> None:
+    def __init__(self, lab: Lab, guest: str, source: str, to: str) -> None:
         """Start it."""
         self._said = lab.folder / "mover.log"
         ends = "--from", address(lab, source), "--to", address(lab, to)
         with self._said.open("wb") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "migrate", guest, *ends],
-                env=lab.environment | {"PATH": doors.path},
+                env=lab.environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
