@@ -86,6 +86,7 @@ def test_a_levelled_guest_crosses_and_returns_five_times(
         verdict = life.verdict()
         record_property("seconds", seconds)
         record_property("gaps_ms", [hop.guest_gap_ms for hop in verdict.hops])
+        record_property("real_gaps_ms", [hop.real_gap_ms for hop in verdict.hops])
         assert not faults(verdict)
         assert len(verdict.hops) == 10
     finally:
@@ -130,13 +131,16 @@ def test_without_the_filter_amd_refuses_a_guest_born_on_intel(lab: Lab) -> None:
         lab.xl(INTEL, "xl destroy raw; true")
 
 
-def test_the_modern_pair_moves_a_guest_with_avx_state_there_and_back() -> None:
+def test_the_modern_pair_moves_a_guest_with_avx_state_there_and_back(
+    record_property: Callable[[str, object], None],
+) -> None:
     with lab_of("epyc", "skylake") as lab:
         lab.isthmus("lab", "xen", "start", "modern", "--host", "skylake", "--level-with", "epyc")
         life = Life(lab, "modern", "skylake")
         for to in ("epyc", "skylake"):
-            life.cross(to)
+            record_property(f"to {to}", json.dumps(life.cross(to)["figures"]))
         verdict = life.verdict()
+        record_property("gaps_ms", [hop.guest_gap_ms for hop in verdict.hops])
         assert not faults(verdict)
         assert "avx2" in verdict.tests
         (last,) = sorted((lab.folder / "state").rglob("stream.jsonl"))[-1:]

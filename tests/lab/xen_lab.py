@@ -19,22 +19,32 @@ WAIT_S = 300
 """How long something may take on a busy machine before it is taken for wrong."""
 
 
+COMMAND = (sys.executable, "-c", "from isthmus.cli.main import main; main()")
+"""The command line, as words to run."""
+
+
 class Lab:
     """The command line with folders of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.path = os.environ["PATH"]
+        """Where the command line looks for ssh."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that has the command line keep to those folders."""
+        return os.environ | {
+            "PATH": self.path,
+            "ISTHMUS_RUN": str(self.folder / "run"),
+            "ISTHMUS_STATE": str(self.folder / "state"),
+            "ISTHMUS_CACHE": str(cache_folder()),
+        }
 
     def isthmus(self, *arguments: str, status: int = 0) -> str:
         """What a command prints, or its complaint where it is to fail with ``status``."""
         done = subprocess.run(
-            [sys.executable, "-c", "from isthmus.cli.main import main; main()", *arguments],
-            env=os.environ
-            | {
-                "ISTHMUS_RUN": str(self.folder / "run"),
-                "ISTHMUS_STATE": str(self.folder / "state"),
-                "ISTHMUS_CACHE": str(cache_folder()),
-            },
+            [*COMMAND, *arguments], env=self.environment,
             capture_output=True, text=True, timeout=1200, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr

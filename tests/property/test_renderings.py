@@ -68,6 +68,25 @@ def test_a_xen_policy_leaves_every_host_the_level(hosts: list[CpuModel]) -> None
 
 @given(pools)
 @settings(deadline=None, max_examples=150)
+def test_a_xen_policy_names_no_subleaf_that_a_host_lacks(hosts: list[CpuModel]) -> None:
+    """Xen starts no guest then ("Missing leaf"); what is not named is beyond what is shown."""
+
+    def deepest(model: CpuModel) -> int:
+        amd = model.vendor == "AuthenticAMD"
+        sevens = [place for place in feature_registers() if place[0] == 7]
+        return max((at[1] for at in sevens if word(model.features, at, amd=amd)), default=0)
+
+    baseline = level(hosts)
+    entries = [entry for entry in policy(baseline) if entry.startswith("0x7,")]
+    for entry in entries:
+        subleaf = int(entry.partition(",")[2].partition(":")[0], 16)
+        assert subleaf <= min(map(deepest, hosts))
+    if entries:
+        assert entries[0].startswith(f"0x7,0x0:eax={deepest(baseline.model):032b},")
+
+
+@given(pools)
+@settings(deadline=None, max_examples=150)
 def test_vmware_masks_leave_every_host_the_level(hosts: list[CpuModel]) -> None:
     baseline = level(hosts)
     for line in masks(baseline):

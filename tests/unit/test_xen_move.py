@@ -5,7 +5,9 @@ tests/lab/test_xen_migrate.py.
 """
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +22,8 @@ from xen_stand_in import FakeHost
 from isthmus.errors import InputError, IsthmusError, RefusedError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen.runner import Runner
-from isthmus.migration import xen
-from isthmus.migration.options import Options
+from isthmus.migration import xen, xen_copies
+from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request
 from isthmus.migration.record import MigrationRecord, records
@@ -56,8 +58,8 @@ class Hosts:
             **more,  # type: ignore[arg-type]
         )
 
-    def move(self) -> MigrationRecord:
-        return asyncio.run(xen.move(self.request(), self.store, lambda _: None))
+    def move(self, observer: Observer = lambda _: None) -> MigrationRecord:
+        return asyncio.run(xen.move(self.request(), self.store, observer))
 
     def recover(self, use: str = "") -> MigrationRecord:
         ((path, _),) = records(self.store.journals)
@@ -129,16 +131,14 @@ def test_a_dead_guest_that_may_have_written_to_its_disk_is_held(hosts: Hosts) ->
     assert not hosts.amd.guests()
 
 
-def test_a_destination_that_keeps_a_dead_guest_lets_no_source_go_on(hosts: Hosts) -> None:
+def test_a_destination_that_keeps_a_dead_guest_lets_no_source_go_on(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts.amd.does("die")
     hosts.amd.does("stay")
-    original = xen.DESTROY_TIMEOUT_S
-    xen.DESTROY_TIMEOUT_S = 1.0
-    try:
-        with pytest.raises(UndecidedError, match="cannot be destroyed"):
-            hosts.move()
-    finally:
-        xen.DESTROY_TIMEOUT_S = original
+    monkeypatch.setattr(xen_copies, "DESTROY_TIMEOUT_S", 1.0)
+    with pytest.raises(UndecidedError, match="cannot be destroyed"):
+        hosts.move()
     assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
 
 
@@ -166,6 +166,98 @@ def test_a_host_that_is_not_reached_is_named(hosts: Hosts, monkeypatch: pytest.M
     assert hosts.intel.guests() == ALIVE
 
 
+def at(phase: Phase, fault: Callable[[], object]) -> Observer:
+    """An observer that makes a fault when a phase has been written."""
+
+    def observe(progress: Progress) -> None:
+        if progress.phase is phase:
+            fault()
+
+    return observe
+
+
+ENDS = {
+    "out": re.compile(rb"cat\0.*/out\0$"),
+    "in": re.compile(rb"exec cat > .*/in\0$|^cat\0$"),
+    "receiver": re.compile(rb"migrate-receive\0$"),
+}
+"""The command lines of the programs that carry the connections: of the transport at the source the
+stream and the answers (before and after it is opened), and that to the destination."""
+
+
+def drop(end: str) -> None:
+    """Kill the program of this process that carries a connection."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = f"\nPPid:\t{os.getpid()}\n" in (path / "status").read_text()
+            if ours and ENDS[end].search((path / "cmdline").read_bytes()):
+                found.append(int(path.name))
+    (pid,) = found
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_guest_that_lives_there_is_kept_although_the_source_is_cut_off(hosts: Hosts) -> None:
+    record = hosts.move(at(Phase.VERIFYING, lambda: drop("in")))
+    assert record.phase is Phase.COMMITTED
+    assert hosts.amd.guests() == ALIVE
+    assert not hosts.intel.guests(), "its copy, which nobody could tell of the end, is destroyed"
+
+
+def test_a_dead_guest_goes_on_at_a_source_that_was_cut_off(hosts: Hosts) -> None:
+    hosts.amd.does("die")
+    with pytest.raises(RolledBackError, match="the guest has crashed"):
+        hosts.move(at(Phase.VERIFYING, lambda: drop("in")))
+    assert hosts.intel.guests() == ALIVE
+    assert not hosts.amd.guests()
+    assert hosts.record.phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("end", ["in", "out", "receiver"])
+def test_a_connection_that_breaks_before_the_start_leaves_the_source(
+    hosts: Hosts, end: str
+) -> None:
+    with pytest.raises(RolledBackError):
+        hosts.move(at(Phase.MOVING, lambda: drop(end)))
+    assert hosts.intel.guests() == ALIVE
+    assert not hosts.amd.guests()
+    assert hosts.record.phase is Phase.ROLLED_BACK
+
+
+def test_a_destination_that_is_lost_before_the_start_does_not_hold_the_guest_up(
+    hosts: Hosts,
+) -> None:
+    def lost() -> None:
+        hosts.amd.does("vanish")
+        drop("receiver")
+
+    with pytest.raises(RolledBackError, match="the guest runs on its source"):
+        hosts.move(at(Phase.MOVING, lost))
+    assert hosts.intel.guests() == ALIVE
+    assert hosts.record.phase is Phase.ROLLED_BACK
+    assert "when it comes back: xl destroy web--incoming" in hosts.record.error
+    assert "no route" in hosts.record.error
+
+
+def test_a_destination_that_is_lost_after_the_start_is_the_operators_to_judge(
+    hosts: Hosts,
+) -> None:
+    def lost() -> None:
+        hosts.amd.does("vanish")
+
+    with pytest.raises(UndecidedError, match="does not answer and may be running"):
+        hosts.move(at(Phase.VERIFYING, lost))
+    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
+    with pytest.raises(UndecidedError, match="may be running"):
+        hosts.recover()
+    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
+    # The operator has made sure that the host is off.
+    record = hosts.recover("source")
+    assert record.phase is Phase.ROLLED_BACK
+    assert "xl destroy web" in record.error
+    assert hosts.intel.guests() == ALIVE
+
+
 KILLED = """
 import asyncio, os, signal, sys
 sys.path[:0] = {paths!r}
@@ -188,12 +280,8 @@ asyncio.run(xen.move(hosts.request(), hosts.store, observe))
 """
 
 
-@pytest.mark.parametrize(
-    "phase", ["prepared", "moving", "switched", "starting", "verifying", "committing"]
-)
-def test_a_killed_mover_leaves_one_guest_after_recovery(
-    hosts: Hosts, tmp_path: Path, phase: str
-) -> None:
+def killed_in(phase: str, tmp_path: Path) -> None:
+    """Let another process move the guest, and be killed once it has written ``phase``."""
     paths = [str(Path(__file__).parent)]
     script = KILLED.format(paths=paths, folder=str(tmp_path), phase=phase)
     done = subprocess.run(
@@ -201,12 +289,32 @@ def test_a_killed_mover_leaves_one_guest_after_recovery(
         env=os.environ | {"PYTHONPATH": ":".join(paths)},
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize(
+    "phase", ["prepared", "moving", "switched", "starting", "verifying", "committing"]
+)
+def test_a_killed_mover_leaves_one_guest_after_recovery(
+    hosts: Hosts, tmp_path: Path, phase: str
+) -> None:
+    killed_in(phase, tmp_path)
     # xl at both ends finds its transport at an end, and acts for itself.
     settled(hosts)
     hosts.recover()
     assert hosts.record.final
     everywhere = [*hosts.intel.guests().items(), *hosts.amd.guests().items()]
     assert everywhere == [("web", "-b----")]
+
+
+def test_a_killed_movers_guest_goes_on_although_the_destination_is_lost(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    killed_in("moving", tmp_path)
+    settled(hosts)
+    hosts.amd.does("vanish")
+    assert hosts.recover().phase is Phase.ROLLED_BACK
+    assert "no route" in hosts.record.error
+    assert hosts.intel.guests() == ALIVE
 
 
 def settled(hosts: Hosts) -> None:

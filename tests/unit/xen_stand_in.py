@@ -4,7 +4,7 @@ A host is a folder (FAKE_XEN); each guest is a file in it that holds its state l
 named ``do-…`` make it misbehave: ``do-refuse`` (the receiver takes no guest), ``do-not-start`` (it
 has the guest and cannot start it), ``do-die`` (the guest crashes when it starts), ``do-logdirty``
 (the source cannot send), ``do-no-config`` (it does not even begin), ``do-stay`` (a guest cannot be
-destroyed).
+destroyed), ``do-vanish`` (the host is not reached).
 """
 
 import sys
@@ -143,7 +143,10 @@ class FakeHost:
     @property
     def runner(self) -> Runner:
         """The way to it."""
-        words = f"PATH={self.folder / 'bin'}:$PATH FAKE_XEN={self.folder}; export PATH FAKE_XEN"
+        words = (
+            f"[ -e {self.folder}/do-vanish ] && {{ echo no route >&2; exit 255; }};"
+            f" PATH={self.folder / 'bin'}:$PATH FAKE_XEN={self.folder}; export PATH FAKE_XEN"
+        )
         return Runner(address=self.address, program=("/bin/sh", "-c", f'{words}; eval "$1"', "sh"))
 
     def guests(self) -> dict[str, str]:

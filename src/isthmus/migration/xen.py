@@ -9,7 +9,6 @@ whole, until the guest has been watched on the destination, and only then is des
 
 import asyncio
 import contextlib
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -31,9 +30,10 @@ from isthmus.hypervisor.xen import host as xen
 from isthmus.hypervisor.xen.admission import admission
 from isthmus.hypervisor.xen.host import AWAY, INCOMING, GuestDomain, Host
 from isthmus.hypervisor.xen.liveness import console_size, watch
-from isthmus.hypervisor.xen.runner import Runner, runner_of
+from isthmus.hypervisor.xen.runner import Runner, UnreachedError, runner_of
 from isthmus.hypervisor.xen.transfer import Transfer, clean
-from isthmus.migration.decision import Action, Copy, Situation, decide
+from isthmus.migration import xen_copies as copies
+from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.options import Observer, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.platforms import Request
@@ -53,14 +53,8 @@ from isthmus.translate.xen.report import read_report
 
 PLATFORM = "xen"
 
-DESTROY_TIMEOUT_S = 60.0
-"""How long a host may take to destroy a guest for which it has been asked to."""
-
-# xl has a command for it since 4.20 (tools/xl/xl_cmdtable.c); older hosts have libxc's binding.
-_RESUME = """
-xl resume {number} 2>/dev/null || python3 -c \
- 'import xen.lowlevel.xc as x; x.xc().domain_resume({number}, 1)'
-"""
+RESUMING_S = 60.0
+"""How long a source may take to let its copy go on once its ``xl`` has been told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +182,7 @@ class _Run:
         self.verify_s = verify_s
         self.observer = observer
         self.name = journal.record.plan.guest
+        self.skip = 0
 
     def enter(self, phase: Phase, why: str = "") -> None:
         self.journal.enter(phase, why)
@@ -211,7 +206,7 @@ class _Run:
 
     async def _move(self, transfer: Transfer, report: Path) -> None:
         self.enter(Phase.PREPARING)
-        skip = await console_size(self.destination, self.name)
+        self.skip = await console_size(self.destination, self.name)
         await transfer.open()
         self.enter(Phase.PREPARED)
         self.enter(Phase.MOVING)
@@ -226,12 +221,12 @@ class _Run:
         self.enter(Phase.VERIFYING)
         _, summary = read_report(report)
         self.journal.measure(Figures(total_ms=total, moved_bytes=summary.bytes if summary else 0))
-        await self._verify(skip)
+        await self._verify()
         self.enter(Phase.COMMITTING)
         await transfer.accept()
         self.enter(Phase.COMMITTED)
 
-    async def _verify(self, skip: int) -> None:
+    async def _verify(self) -> None:
         arrived = (await xen.domains(self.destination)).get(self.name)
         if arrived is None:
             raise _DeadOnArrivalError("the guest is not on the destination")
@@ -241,7 +236,7 @@ class _Run:
             arrived.number,
             self.checked.guest.vcpus,
             seconds=self.verify_s,
-            skip=skip,
+            skip=self.skip,
         )
         if not evidence.alive:
             raise _DeadOnArrivalError(
@@ -256,50 +251,101 @@ class _Run:
         """
         words = await transfer.last_words()
         why = (str(error) or "interrupted") + (f" ({words})" if words else "")
-        phase = self.journal.phase
+        left = ""
         try:
-            if phase in MAY_HAVE_RUN:
-                await self._take_back(transfer, error, why)
+            if self.journal.phase in MAY_HAVE_RUN:
+                if await self._after_start(transfer, error, why):
+                    return
             else:
                 self._note(Phase.ROLLING_BACK, why)
                 await transfer.close()
                 await transfer.settled()
+                left = await self._forgotten()
             await self._source_runs()
         except (IsthmusError, OSError) as worse:
             self._note(Phase.UNDECIDED, f"{why}; {worse}")
             raise UndecidedError(
-                f"{why}; {worse}",
-                remedy=f"xl list on both hosts, then isthmus migrate --resume"
-                f" {self.journal.record.plan.id} --use source|destination",
+                f"{why}; {worse}", remedy=_remedy(self.journal.record.plan)
             ) from error
-        self._note(Phase.ROLLED_BACK)
+        why = f"{why}; {left}" if left else why
+        self._note(Phase.ROLLED_BACK, why if left else "")
         raise RolledBackError(
             f"{why}; the guest runs on its source", remedy="nothing was lost"
         ) from error
 
-    async def _take_back(self, transfer: Transfer, error: BaseException, why: str) -> None:
-        """From ``starting`` on: only what is gone for certain lets the source resume."""
-        phase = self.journal.phase
-        copy = await _arrived(self.destination, self.name)
-        decision = decide(
+    async def _after_start(self, transfer: Transfer, error: BaseException, why: str) -> bool:
+        """Settle from ``starting`` on; whether the move was finished all the same.
+
+        A connection that broke is no reason to give up a guest that lives at its destination, and
+        only a copy that is gone there for certain lets the source go on.
+
+        :raises HypervisorError: neither can be done: the operator decides.
+        """
+        decision = await self._decided(error)
+        if decision.action is Action.FINISH:
+            try:
+                await self._finish(transfer, why)
+            except _DeadOnArrivalError as dead:
+                why = f"{why}; {dead}"
+                decision = await self._decided(dead)
+            else:
+                return True
+        if decision.action is not Action.ROLL_BACK:
+            raise HypervisorError(decision.reason)
+        self._note(Phase.ROLLING_BACK, why)
+        await copies.destroy(self.destination, (self.name, self.name + INCOMING))
+        with contextlib.suppress(HypervisorError):
+            await transfer.refuse()
+        await transfer.close()
+        await transfer.settled()
+        # Where the source was not reached by that, its xl has ended and left the copy as it was.
+        await copies.resume(self.source, self.name)
+        return False
+
+    async def _decided(self, error: BaseException) -> Decision:
+        arrived = await copies.arrived(self.destination, self.name)
+        return decide(
             Situation(
-                phase=_reached(phase, copy),
-                source=Copy.HELD,
-                destination=copy,
+                phase=copies.reached(self.journal.phase, arrived),
+                source=await copies.left(self.source, self.name),
+                destination=arrived,
                 failed=isinstance(error, _DeadOnArrivalError | _NotStartedError),
                 traceless=self.checked.guest.disks == 0,
             )
         )
-        if decision.action is not Action.ROLL_BACK:
-            raise HypervisorError(decision.reason)
-        self._note(Phase.ROLLING_BACK, why)
-        await _destroy(self.destination, (self.name, self.name + INCOMING))
-        await transfer.refuse()
+
+    async def _finish(self, transfer: Transfer, why: str) -> None:
+        """Commit although a connection was lost.
+
+        :raises _DeadOnArrivalError: the guest does not live at the destination.
+        """
+        if self.journal.phase is not Phase.COMMITTING:
+            self.enter(Phase.VERIFYING, why)
+            await copies.unpause(self.destination, self.name)
+            await self._verify()
+            self.enter(Phase.COMMITTING)
+        with contextlib.suppress(HypervisorError):
+            await transfer.accept()
+        await transfer.close()
+        await transfer.settled()
+        await copies.destroy(self.source, (self.name + AWAY, self.name), running=False)
+        self.enter(Phase.COMMITTED)
+
+    async def _forgotten(self) -> str:
+        """Take away what the destination has of the guest, which has never run there.
+
+        Returns what the operator has to know: a destination that is lost does not hold the guest
+        up, since nobody will ever give its half the permission to start.
+        """
+        try:
+            await copies.destroy(self.destination, (self.name + INCOMING,))
+        except UnreachedError as error:
+            return _abandoned(error, self.name + INCOMING)
+        return ""
 
     async def _source_runs(self) -> None:
-        """Make sure that the source's copy goes on, and that it is the only one."""
-        await _destroy(self.destination, (self.name + INCOMING,))
-        deadline = time.monotonic() + 30
+        """Make sure that the source's copy goes on."""
+        deadline = time.monotonic() + RESUMING_S
         while time.monotonic() < deadline:
             domain = (await xen.domains(self.source)).get(self.name)
             if domain is not None and not domain.suspended and not domain.down:
@@ -339,15 +385,16 @@ async def _recovered(journal: Journal, source: Runner, destination: Runner, use:
     phase = journal.record.reached
     with contextlib.suppress(HypervisorError):
         await clean(source, plan.id)
-    left = await _left(source, plan.guest)
-    arrived = await _arrived(destination, plan.guest)
+    left = await copies.left(source, plan.guest)
+    arrived = await copies.arrived(destination, plan.guest)
+    reached = copies.reached(phase, arrived)
     decision = decide(
         Situation(
-            phase=_reached(phase, arrived),
+            phase=reached,
             source=left,
             destination=arrived,
             # xl itself lets the source go on only where the destination has not run.
-            traceless=left is Copy.RUNNING or await _diskless(source, plan.guest),
+            traceless=left is Copy.RUNNING or await copies.diskless(source, plan.guest),
         )
     )
     action = decision.action
@@ -356,109 +403,53 @@ async def _recovered(journal: Journal, source: Runner, destination: Runner, use:
     why = "the process that moved the guest was killed"
     if action is Action.ROLL_BACK:
         journal.enter(Phase.ROLLING_BACK, f"{why}; {decision.reason}")
-        await _destroy(destination, (plan.guest, plan.guest + INCOMING))
-        await _resume(source, plan.guest)
-        journal.enter(Phase.ROLLED_BACK)
+        unwanted = plan.guest, plan.guest + INCOMING
+        lost = await _taken_away(
+            destination, unwanted, answered_for=bool(use) or reached not in MAY_HAVE_RUN
+        )
+        await copies.resume(source, plan.guest)
+        journal.enter(Phase.ROLLED_BACK, f"{why}; {lost}" if lost else "")
     elif action is Action.FINISH:
         if journal.phase is not Phase.COMMITTING:
             for step in (Phase.STARTING, Phase.VERIFYING, Phase.COMMITTING):
                 if step in TRANSITIONS[journal.phase]:
                     journal.enter(step, why if step is Phase.STARTING else "")
-        await _unpause(destination, plan.guest)
-        await _destroy(source, (plan.guest + AWAY, plan.guest), running=False)
-        journal.enter(Phase.COMMITTED)
+        await copies.unpause(destination, plan.guest)
+        unwanted = plan.guest + AWAY, plan.guest
+        lost = await _taken_away(source, unwanted, answered_for=bool(use), running=False)
+        journal.enter(Phase.COMMITTED, lost)
     else:
         journal.enter(Phase.UNDECIDED, f"{why}; {decision.reason}")
-        raise UndecidedError(
-            f"{plan.guest}: {why}; {decision.reason}",
-            remedy=f"xl list on both hosts, then isthmus migrate --resume {plan.id}"
-            " --use source|destination",
-        )
+        raise UndecidedError(f"{plan.guest}: {why}; {decision.reason}", remedy=_remedy(plan))
 
 
-def _reached(phase: Phase, arrived: Copy) -> Phase:
-    """The phase that a move really came to: who is still named as it came has never run.
+async def _taken_away(
+    runner: Runner, names: tuple[str, ...], *, answered_for: bool, running: bool = True
+) -> str:
+    """Destroy one end's copies; returns what is left to do there.
 
-    ``xl migrate-receive`` gives the guest its own name before it lets it go.
+    :param answered_for: a host that does not answer is passed over: what it has never runs, or
+        the operator says so.
+    :raises UnreachedError: the host does not answer, and may run the guest.
     """
-    return Phase.SWITCHED if arrived is Copy.PARTIAL and phase in MAY_HAVE_RUN else phase
-
-
-async def _diskless(runner: Runner, name: str) -> bool:
-    """Whether a guest has no disk that its destination could have written to."""
-    for each in (name, name + AWAY):
-        with contextlib.suppress(IsthmusError):
-            return (await xen.read_guest(runner, each)).disks == 0
-    return False
-
-
-async def _left(runner: Runner, name: str) -> Copy:
-    """The state of the copy at the source."""
     try:
-        listed = await xen.domains(runner)
-    except HypervisorError:
-        return Copy.UNREACHABLE
-    domain = listed.get(name) or listed.get(name + AWAY)
-    if domain is None or domain.gone or domain.down:
-        return Copy.DEAD
-    return Copy.HELD if domain.suspended or domain.paused else Copy.RUNNING
+        await copies.destroy(runner, names, running=running)
+    except UnreachedError as error:
+        if not answered_for:
+            raise
+        return _abandoned(error, names[-1] if running else names[0])
+    return ""
 
 
-async def _arrived(runner: Runner, name: str) -> Copy:
-    """The state of the copy at the destination."""
-    try:
-        listed = await xen.domains(runner)
-    except HypervisorError:
-        return Copy.UNREACHABLE
-    domain = listed.get(name)
-    if domain is None or domain.gone:
-        return Copy.PARTIAL if name + INCOMING in listed else Copy.DEAD
-    if domain.down:
-        return Copy.DEAD
-    return Copy.HELD if domain.paused else Copy.RUNNING
+def _abandoned(error: UnreachedError, name: str) -> str:
+    return f"{error}; if it still has {name} when it comes back: xl destroy {name}"
 
 
-async def _destroy(runner: Runner, names: tuple[str, ...], *, running: bool = True) -> None:
-    """Destroy the copies of these names, and make sure that they are gone.
-
-    :param running: also those that run.
-    :raises HypervisorError: one is still there.
-    """
-    deadline = time.monotonic() + DESTROY_TIMEOUT_S
-    while True:
-        listed = await xen.domains(runner)
-        there = [listed[name] for name in names if name in listed]
-        there = [one for one in there if running or one.suspended or one.down or one.gone]
-        if not there:
-            return
-        if time.monotonic() > deadline:
-            raise HypervisorError(f"{there[0].name} cannot be destroyed on {runner.address}")
-        for one in there:
-            if not one.gone:
-                await runner.ask(f"xl destroy {one.number}")
-        await asyncio.sleep(0.3)
-
-
-async def _resume(runner: Runner, name: str) -> None:
-    """Let the source's copy go on if it stands still, under its own name."""
-    listed = await xen.domains(runner)
-    if (away := listed.get(name + AWAY)) is not None:
-        await runner.told(f"xl rename {away.number} {shlex.quote(name)}")
-    domain = away or listed.get(name)
-    if domain is None:
-        raise HypervisorError(f"{runner.address} has no copy of {name} left")
-    if domain.suspended:
-        await runner.told(_RESUME.format(number=domain.number))
-    elif domain.paused:
-        await runner.told(f"xl unpause {domain.number}")
-
-
-async def _unpause(runner: Runner, name: str) -> None:
-    domain = (await xen.domains(runner)).get(name)
-    if domain is None:
-        raise HypervisorError(f"{runner.address} has no guest {name}")
-    if domain.paused:
-        await runner.told(f"xl unpause {domain.number}")
+def _remedy(plan: Plan) -> str:
+    return (
+        "xl list on both hosts; make sure that one which does not answer is off; then"
+        f" isthmus migrate --resume {plan.id} --use source|destination"
+    )
 
 
 class _DeadOnArrivalError(IsthmusError):

@@ -38,8 +38,11 @@ def policy(level: Baseline) -> tuple[str, ...]:
         for register, value in vendor_words(model.vendor).items():
             put(0, 0, register, _exact(value))
         put(1, 0, "eax", _exact(signature(model.family, model.model, model.stepping)))
+    deepest = _deepest(model)
+    if not _above(model, 7):
+        put(7, 0, "eax", _exact(deepest))
     for leaf, subleaf, register in feature_registers():
-        if leaf in _LEAVES and not _above(model, leaf):
+        if leaf in _LEAVES and not _above(model, leaf) and (leaf != 7 or subleaf <= deepest):
             place = (leaf, subleaf, register)
             value = word(model.features, place, amd=model.vendor == AMD)
             put(leaf, subleaf, register, _open(value | DYNAMIC.get(place, 0)))
@@ -51,6 +54,17 @@ def policy(level: Baseline) -> tuple[str, ...]:
         f"{_place(leaf, subleaf)}:" + ",".join(f"{r}={bits}" for r, bits in sorted(words.items()))
         for (leaf, subleaf), words in sorted(registers.items())
     )
+
+
+def _deepest(model: CpuModel) -> int:
+    """The last subleaf of leaf 7 in which the level has a feature.
+
+    The guest is shown none behind it.  A policy cannot name those instead: what the host itself
+    lacks ends the guest's start by "Missing leaf" (tools/libs/guest/xg_cpuid_x86.c).
+    """
+    amd = model.vendor == AMD
+    places = (place for place in feature_registers() if place[0] == 7)
+    return max((place[1] for place in places if word(model.features, place, amd=amd)), default=0)
 
 
 def _above(model: CpuModel, leaf: int) -> bool:

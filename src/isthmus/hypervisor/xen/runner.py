@@ -42,6 +42,10 @@ _SSH = (
 )  # fmt: skip
 
 
+class UnreachedError(HypervisorError):
+    """A host is not reached, or does not answer in time: what it does nobody can tell."""
+
+
 class Said(Value, frozen=True):
     """What a command said, and its exit status."""
 
@@ -63,14 +67,14 @@ class Runner(Value, frozen=True):
     async def ask(self, script: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Said:
         """Run ``script`` there to its end.
 
-        :raises HypervisorError: the host is not reached, or does not answer in time.
+        :raises UnreachedError: the host is not reached, or does not answer in time.
         """
         child = await self.start(script)
         try:
             async with asyncio.timeout(timeout_s):
                 out, err = await child.communicate()
         except TimeoutError:
-            raise HypervisorError(
+            raise UnreachedError(
                 f"{self.address}: no answer within {timeout_s:g} s", remedy="look at the host"
             ) from None
         finally:
@@ -84,7 +88,7 @@ class Runner(Value, frozen=True):
             err=err[:SAID_LIMIT].decode(errors="replace"),
         )
         if said.status == 255:
-            raise HypervisorError(
+            raise UnreachedError(
                 f"{self.address}: the host is not reached: {_line(said.err)}",
                 remedy=f"try: {shlex.join(self.program)} xl info",
             )

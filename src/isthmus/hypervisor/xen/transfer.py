@@ -39,10 +39,8 @@ cd /
  mv {folder}/status.new {folder}/status' > /dev/null 2>&1 < /dev/null &)
 """
 # To open a FIFO for both ways never waits, and wakes whoever waits at its other end.
-_CLEAN = """
-for end in {folder}/out {folder}/in; do [ -p $end ] && : <> $end; done
-rm -rf {folder}
-"""
+_WAKE = "for end in {folder}/out {folder}/in; do [ -p $end ] && : <> $end; done\n"
+_CLEAN = _WAKE + "rm -rf {folder}\n"
 
 
 def folder_of(move: str) -> str:
@@ -190,7 +188,8 @@ class Transfer:
 
     async def settled(self) -> bool:
         """Wait until the source's ``xl`` has ended after :meth:`close`; whether it has."""
-        return not self._begun or await self._ended() is not None
+        # An xl whose connection broke before it had opened its transport would wait for ever.
+        return not self._begun or await self._ended(waking=True) is not None
 
     async def clean(self) -> None:
         """Remove what lies at the source."""
@@ -223,10 +222,15 @@ class Transfer:
         finally:
             task.cancel()
 
-    async def _ended(self) -> int | None:
-        """The exit status of the source's ``xl``; None if it does not end, or never began."""
+    async def _ended(self, *, waking: bool = False) -> int | None:
+        """The exit status of the source's ``xl``, 0 if it never began; None if it does not end.
+
+        :param waking: let it find a transport at an end that nobody holds any more.
+        """
         deadline = time.monotonic() + ENDING_S
         script = f"cat {self._folder}/status 2>/dev/null || ls {self._folder}/log 2>/dev/null"
+        if waking:
+            script = _WAKE.format(folder=self._folder) + script
         while time.monotonic() < deadline:
             said = (await self.source.ask(script)).out.strip()
             if said.isdigit():

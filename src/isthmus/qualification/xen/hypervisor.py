@@ -27,7 +27,7 @@ WANTED = "CONFIG_SHADOW_PAGING=y"
 RECIPE = "1"  # a change in how it is built
 BUILD_TIMEOUT_S = 3600
 TOOLS = ("bison", "flex", "m4", "patch")
-"""What the build needs and few machines have: opened, not installed."""
+"""What the build needs and few machines have: opened, not installed; make too, if it is missing."""
 
 _LOADER = "lib64/ld-linux-x86-64.so.2"
 _LIBRARIES = "lib/x86_64-linux-gnu"
@@ -63,8 +63,6 @@ def rebuilt(
 
 
 def _built(source: Source, lists: Lists, cache: Path, progress: Callable[[str], None]) -> Stored:
-    if shutil.which("make") is None:
-        raise EnvironmentLackError("make: no such program", remedy="script/setup --tests")
     key = key_of(RECIPE, WANTED, compiler_version("gcc"), *source.sums)
 
     def make(scratch: Path) -> Made:
@@ -80,8 +78,9 @@ def _built(source: Source, lists: Lists, cache: Path, progress: Callable[[str], 
 def _tools(scratch: Path) -> dict[str, tuple[str, ...]]:
     """The build's tools by name, each as a command that runs it with its own libraries."""
     folder = scratch / "tools"
-    chosen = programs.needed_packages(TOOLS)
-    paths = [f"usr/bin/{name}" for name in TOOLS]
+    wanted = TOOLS if shutil.which("make") else (*TOOLS, "make")
+    chosen = programs.needed_packages(wanted)
+    paths = [f"usr/bin/{name}" for name in wanted]
     shared = []
     for package, archive in packages.each_opened(chosen, scratch=scratch):
         if package.name in {"bison", "bison-data"}:
@@ -97,13 +96,13 @@ def _tools(scratch: Path) -> dict[str, tuple[str, ...]]:
         path.write_bytes(content)
         path.chmod(0o755)
     (folder / "bin").mkdir()
-    for name in TOOLS:
+    for name in wanted:
         words = [str(folder / _LOADER), "--library-path", str(folder / _LIBRARIES),
                  str(folder / "usr/bin" / name)]  # fmt: skip
         script = folder / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
-    return {name: (str(folder / "bin" / name),) for name in TOOLS}
+    return {name: (str(folder / "bin" / name),) for name in wanted}
 
 
 def _make(xen: Path, packaged: Path, tools: dict[str, tuple[str, ...]], scratch: Path) -> bytes:
