@@ -91,9 +91,10 @@ async def test_it_goes_on_by_itself_when_the_link_comes_back(world: World) -> No
 async def test_where_it_does_not_come_back_nothing_is_ended_and_the_operator_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mover, "PATIENCE_S", 8.0)
     await world.born()
-    outcome = await moved_while(world, lambda: cut(world), postcopy=True)
+    with monkeypatch.context() as briefly:
+        briefly.setattr(mover, "PATIENCE_S", 8.0)
+        outcome = await moved_while(world, lambda: cut(world), postcopy=True)
     assert isinstance(outcome, UndecidedError), outcome
     assert "its memory is in two parts" in str(outcome)
     record = last_record(world)
