@@ -1,10 +1,10 @@
 /* Turns on MXCSR.MM, as a program may that has found AMD's misaligned SSE mode in CPUID (AMD APM
- * vol. 1, 4.2.2: bit 17), and keeps the vCPU busy with it, so that it is on whenever a move stops
- * the guest.  It runs beside the payload, gives way to it, and tells whether the bit stays. */
+ * vol. 1, 4.2.2: bit 17), and keeps the vCPU busy with it, before all others, so that it is on when a
+ * move stops the guest.  It runs beside the payload, and tells whether the bit stays. */
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <time.h>
-#include <unistd.h>
 
 #define MM (1u << 17)
 
@@ -18,7 +18,7 @@ static uint32_t mxcsr(void)
 int main(void)
 {
     uint32_t with = mxcsr() | MM;
-    if (nice(19) == -1)
+    if (setpriority(PRIO_PROCESS, 0, -15))
         return 1;
     __asm__ volatile("ldmxcsr %0" : : "m"(with));
     for (unsigned rounds = 1;; rounds++) {
