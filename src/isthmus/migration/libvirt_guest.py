@@ -1,5 +1,6 @@
 """What is known of a guest of libvirt before it moves, and the checks of its move."""
 
+import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -155,8 +156,10 @@ async def judge(
     running = read_domain(facts.xml, where=facts.name)
     defined = read_domain(facts.definition, where=facts.name) if facts.definition else None
     kind, arch = running.kind, running.arch
-    here = await host_at(source, kind=kind, arch=arch, name=request.source)
-    there = await host_at(destination, kind=kind, arch=arch, name=request.destination)
+    here, there = await asyncio.gather(
+        host_at(source, kind=kind, arch=arch, name=request.source),
+        host_at(destination, kind=kind, arch=arch, name=request.destination),
+    )
     move = await move_between(
         source,
         destination,

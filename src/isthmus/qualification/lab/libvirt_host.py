@@ -93,7 +93,11 @@ done
 mkdir -p /run/libvirt/qemu
 mount -t tmpfs status /run/libvirt/qemu
 mount --bind "$2/etc/hosts" /etc/hosts
-[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
+if [ -e /dev/kvm ]; then
+    : >"$2/no-kvm"
+    mount --bind "$2/no-kvm" /dev/kvm
+    mount -o remount,bind,ro /dev/kvm
+fi
 ip link set lo up
 : >"$2/inside"
 while :; do sleep 3600 & wait; done
@@ -101,7 +105,9 @@ while :; do sleep 3600 & wait; done
 """Runs as the first process of the PID namespace: $1 is the host's name, $2 its folder.
 
 ``/run`` is in memory on a real host: a daemon writes a guest's status there at every event.
-Without a KVM a host offers what it plays, and nothing of this machine's own processor."""
+Without a KVM a host offers what it plays, and nothing of this machine's own processor.  What stands
+for it must be a file that cannot be written: where libvirt may open it, it takes KVM for usable,
+does not find it in what QEMU told, and asks QEMU anew each time (virQEMUCapsIsValid)."""
 
 _EMULATOR = """\
 #!/bin/sh
