@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -102,6 +105,22 @@ class World:
     ) -> MigrationRecord:
         """Move the guest."""
         return await mover.move(self.request(source, destination, **more), self.store, observer)
+
+    def migrating(self, source: str, destination: str, *more: str) -> "subprocess.Popen[bytes]":
+        """The command that moves the guest, as a user gives it."""
+        return subprocess.Popen(
+            [
+                sys.executable, "-c", "from isthmus.cli.main import main; main()",
+                "migrate", "g", "--from", self.uris[source], "--to", self.uris[destination], *more,
+            ],
+            env=os.environ
+            | {
+                "ISTHMUS_STATE": str(self.folder / "state"),
+                "ISTHMUS_RUN": str(self.folder / "run"),
+                "ISTHMUS_CACHE": str(cache_folder()),
+            },
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
 
     async def running(self) -> list[str]:
         """The hosts on which a copy of the guest runs right now."""

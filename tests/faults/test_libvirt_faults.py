@@ -5,10 +5,7 @@ After each fault exactly one copy of the guest is left, and the record tells wha
 
 import asyncio
 import contextlib
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,7 +16,6 @@ from isthmus.hypervisor.libvirt.connection import binding, call, session
 from isthmus.migration import hosts as recovery
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
-from isthmus.places import cache_folder
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
 from libvirt_world import (
     PATIENCE_S,
@@ -63,27 +59,12 @@ async def test_the_destinations_daemon_is_killed(world: World) -> None:
 
 async def test_the_mover_is_killed_and_the_move_is_brought_to_its_end(world: World) -> None:
     await world.born()
-    amd, intel = world.hosts["amd"], world.hosts["intel"]
-    mover = subprocess.Popen(
-        [
-            sys.executable, "-c", "from isthmus.cli.main import main; main()",
-            "migrate", "g", "--from", amd.uri, "--to", intel.uri, "--peer", intel.peer_uri,
-            "--bandwidth", "8",
-        ],
-        env=os.environ
-        | {
-            "ISTHMUS_STATE": str(world.folder / "state"),
-            "ISTHMUS_RUN": str(world.folder / "run"),
-            "ISTHMUS_CACHE": str(cache_folder()),
-        },
-        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert mover.stderr is not None
-    while (line := await asyncio.to_thread(mover.stderr.readline)) and b"MiB sent" not in line:
-        pass
-    mover.send_signal(signal.SIGKILL)
-    await asyncio.to_thread(mover.wait)
-    mover.stderr.close()
+    peer = world.hosts["intel"].peer_uri
+    with world.migrating("amd", "intel", "--peer", peer, "--bandwidth", "8") as mover:
+        assert mover.stderr is not None
+        while (line := await asyncio.to_thread(mover.stderr.readline)) and b"MiB sent" not in line:
+            pass
+        mover.kill()
     (path,) = recovery.unfinished(world.store)
     assert last_record(world).phase is Phase.STARTING
     done = await recovery.recover(world.store, path)

@@ -3,6 +3,8 @@
 One pair of hosts serves all tests of this file; each has a guest of its own.
 """
 
+import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -93,3 +95,27 @@ async def test_an_unlevelled_guest_is_refused_stays_by_force_and_lives_translate
     await world.ticks(3)
     # What it lacked abroad it was not shown there: that is the one thing it may report.
     assert not [fault for fault in world.verdict().faults if fault.kind != "cpuid"]
+
+
+async def test_one_that_crossed_makers_stays_under_watch_unasked(world: World) -> None:
+    await world.born()
+    with world.migrating("amd", "intel") as command:
+        await asyncio.to_thread(until_line, command, b"watching for 30 min")
+        command.kill()
+    await world.one_runs("intel")
+    with world.migrating("intel", "amd", "--watch", "0") as command:
+        _, said = await asyncio.to_thread(command.communicate)
+    assert command.returncode == 0, said
+    assert b"watching" not in said
+    await world.one_runs("amd")
+
+
+def until_line(process: "subprocess.Popen[bytes]", words: bytes) -> None:
+    """Wait until it says ``words`` on its standard error."""
+    assert process.stderr is not None
+    said = b""
+    while line := process.stderr.readline():
+        if words in line:
+            return
+        said += line
+    raise AssertionError(said.decode())

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +20,6 @@ from isthmus.hypervisor.libvirt.passthrough import command
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
-from isthmus.places import cache_folder
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
 from libvirt_certificates import certify, withdraw
 from libvirt_world import SLOWLY, World, guest_of_a_test, hosts_of_a_module
@@ -263,23 +261,10 @@ async def test_a_translated_guest_goes_over_a_network_with_tls_or_by_name_only(
 async def test_the_watch_of_a_translated_guest_tells_what_is_translated(world: World) -> None:
     """libvirt calls such a guest paused in each trap; the watch is not misled by that."""
     await world.born(levelled=False)
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [
-            sys.executable, "-c", "from isthmus.cli.main import main; main()",
-            "migrate", "g", "--from", world.uris["amd"], "--to", world.uris["intel"],
-            "--verify", "3", "--watch", "8s", "--json",
-        ],
-        env=os.environ
-        | {
-            "ISTHMUS_STATE": str(world.folder / "state"),
-            "ISTHMUS_RUN": str(world.folder / "run"),
-            "ISTHMUS_CACHE": str(cache_folder()),
-        },
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    moved, watch = (json.loads(line) for line in done.stdout.splitlines())
+    with world.migrating("amd", "intel", "--verify", "3", "--watch", "8s", "--json") as command:
+        said, complaint = await asyncio.to_thread(command.communicate)
+    assert command.returncode == 0, complaint
+    moved, watch = (json.loads(line) for line in said.splitlines())
     assert moved["steps"][-1]["phase"] == "committed"
     assert watch["outlook"] == "lives"
     assert watch["translated"] > 0

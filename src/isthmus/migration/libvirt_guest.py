@@ -4,8 +4,6 @@ import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.readers.libvirt_cpu import read_libvirt
 from isthmus.cpu.readers.xml import parse
@@ -13,6 +11,7 @@ from isthmus.divergence.evidence import GuestEvidence
 from isthmus.errors import RefusedError
 from isthmus.hypervisor.libvirt.connection import Connection, binding, call
 from isthmus.hypervisor.libvirt.domain import Domain, read_domain
+from isthmus.hypervisor.libvirt.host import LibvirtHost
 from isthmus.hypervisor.libvirt.incoming import Hop, hop_of
 from isthmus.migration.libvirt_documents import host_at, move_between, offer_of
 from isthmus.migration.libvirt_preflight import guest_facts, shown_cpu, with_domain_rules
@@ -198,4 +197,9 @@ async def judge(
         accepted=request.accepted,
         only=_OF_THE_STREAM if moved_before else None,
     )
-    return msgspec.structs.replace(judged, blocking=()) if request.force else judged
+    judged = judged.replace(crosses=_makers_differ(here, there))
+    return judged.replace(blocking=()) if request.force else judged
+
+
+def _makers_differ(here: LibvirtHost, there: LibvirtHost) -> bool:
+    return here.cpu is not None and there.cpu is not None and here.cpu.vendor != there.cpu.vendor

@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 class Preflight(Value, frozen=True):
     """The outcome: what was found, what blocks, what the destination will show.
 
+    ``crosses``: the hosts are known to be of two makers.
     ``needs_translation``: some finding is only covered by the translator.
     """
 
@@ -28,6 +29,7 @@ class Preflight(Value, frozen=True):
     shown: CpuModel
     findings: tuple[Finding, ...]
     blocking: tuple[Finding, ...]
+    crosses: bool = False
     schema: int = SCHEMA_VERSION
 
     @property
