@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.cli.status import status
-from isthmus.cli.watching import Duration, stay
+from isthmus.cli.watching import Duration, stay, unasked
 from isthmus.cpu.named import qemu_models
 from isthmus.divergence.evidence import GuestEvidence
 from isthmus.errors import IsthmusError
@@ -334,3 +334,15 @@ def test_other_words_are_refused(word: str) -> None:
 
     with pytest.raises(click.BadParameter):
         Duration().convert(word, None, None)
+
+
+def test_where_nothing_can_watch_a_move_that_succeeded_stays_a_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unasked() is None
+    assert "no virsh here" in capsys.readouterr().err
+    virsh = tmp_path / "virsh"
+    virsh.touch(mode=0o755)
+    assert unasked() == 30 * 60
+    assert not capsys.readouterr().err

@@ -50,7 +50,12 @@ def up(amd: str, intel: str, ssh: bool, qemu: str, as_json: bool) -> None:
         lab_ssh.require()
     hosts = lab_host.up_both({"amd": amd, "intel": intel}, qemu, lab_host.lab_folder())
     if ssh:
-        lab_ssh.serve(hosts, cache_folder())
+        try:
+            lab_ssh.serve(hosts, cache_folder())
+        except BaseException:
+            for host in hosts.values():
+                host.stop()
+            raise
     if as_json:
         click.echo(to_json(list(hosts.values())))
     else:

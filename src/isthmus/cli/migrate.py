@@ -9,7 +9,7 @@ import click
 
 from isthmus.cli import lab
 from isthmus.cli.translate.arm import share, warn_share_option
-from isthmus.cli.watching import WATCH_S, watch_option
+from isthmus.cli.watching import unasked, watch_option
 from isthmus.errors import InputError, IsthmusError
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.preflight import Preflight
@@ -250,11 +250,10 @@ async def _between(
     request: "Request", dry_run: bool, watch: float | None, sync_clock: bool, as_json: bool
 ) -> None:
     """Move a guest between two hosts of the platform that their addresses belong to."""
-    from isthmus.migration.platforms import TAKES, load, platform_of
+    from isthmus.migration.platforms import load, platform_of
     from isthmus.values import to_json
 
-    name = platform_of(request.source, request.destination)
-    platform = load(name)
+    platform = load(platform_of(request.source, request.destination))
     verdict = await platform.check(request)
     if not as_json:
         _show_findings(verdict)
@@ -267,8 +266,8 @@ async def _between(
     with _explained():
         record = await platform.move(request, lab.store(), _observer(as_json))
     _show(record, as_json)
-    if watch is None and verdict.crosses and "--watch" in TAKES[name] and not as_json:
-        watch = WATCH_S
+    if watch is None and verdict.crosses and not as_json:
+        watch = unasked()
     if watch or sync_clock:
         from isthmus.cli.watching import stay_at
 

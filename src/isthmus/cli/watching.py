@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,17 @@ def watch_option(command: Any) -> Any:
         help="Stay with the guest after the move for so long: 0 for not at all. Between URIs of"
         " libvirt's hosts of two makers 30m unless you say otherwise, or --json.",
     )(command)  # fmt: skip
+
+
+def unasked() -> float | None:
+    """How long a guest is watched that has crossed makers, where the user says nothing of it.
+
+    The move is done: that it cannot be watched here is told, and is no failure.
+    """
+    if shutil.which("virsh") is None:
+        click.echo("  not watched: no virsh here (apt-get install libvirt-clients)", err=True)
+        return None
+    return WATCH_S
 
 
 async def stay(

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 class Preflight(Value, frozen=True):
     """The outcome: what was found, what blocks, what the destination will show.
 
-    ``crosses``: the hosts are known to be of two makers.
+    ``crosses``: the hosts are known to be of two makers; only libvirt's moves look.
     ``needs_translation``: some finding is only covered by the translator.
     """
 
