@@ -2,9 +2,10 @@
 
 import logging
 
+import msgspec
 import pytest
 
-from isthmus.translate.cost import AGAIN_S, Watch, warning
+from isthmus.translate.cost import AGAIN_S, Watch, warning, while_silent
 from isthmus.translate.log import NAME, open_log
 from isthmus.translate.outside import TranslatorStatus
 from isthmus.translate.outside.status import SAMPLE_EVERY, SAMPLES, Tally
@@ -35,6 +36,13 @@ def test_the_warning_is_one_line_with_rate_and_advice() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.05])
 def test_what_is_within_the_bound_is_not_warned_of(share: float) -> None:
     assert warning(status(share), 0.05, LEVEL) == ""
+
+
+def test_of_a_silent_guest_it_is_told_how_its_translator_held_it() -> None:
+    told = while_silent(status(0.97))
+    for part in ("97%", "640 instructions/s", "RDTSCP"):
+        assert part in told
+    assert while_silent(msgspec.structs.replace(status(0.0), traps=0)) == ""
 
 
 def test_the_log_is_warned_once_then_rarely_and_told_when_it_is_over() -> None:

@@ -36,6 +36,7 @@ from isthmus.migration.record import (
 )
 from isthmus.migration.sides import Destination, Source
 from isthmus.migration.verify import watch
+from isthmus.translate import cost
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.values import to_json
 
@@ -286,7 +287,19 @@ class _Run:
         if not evidence.alive:
             raise _DeadOnArrivalError(
                 f"the guest does not live on the destination: {evidence.reason}"
+                + await self._held()
             )
+
+    async def _held(self) -> str:
+        """How a translator kept the guest from its work on the destination, if it did."""
+        translator = self.destination.translator
+        if translator is None:
+            return ""
+        try:
+            held = cost.while_silent(await translator.status())
+        except IsthmusError:
+            return ""
+        return f"; {held}" if held else ""
 
     def _reported(self) -> bool:
         """Whether a payload has reported at the source: who never did is not missed here."""

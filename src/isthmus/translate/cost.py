@@ -26,6 +26,20 @@ def warning(status: TranslatorStatus, share: float, level: str) -> str:
     )
 
 
+def while_silent(status: TranslatorStatus) -> str:
+    """What the translator of a guest that is silent did with it; empty if it had nothing to do.
+
+    A guest whose every clock read traps may need longer for them than its timer's tick lasts: then
+    it lives, and never comes to its own work.
+    """
+    if not status.traps:
+        return ""
+    return (
+        f"its translator held it for {status.busy_share:.0%} of the time,"
+        f" at {status.rate_hz:.0f} instructions/s{_most(status.translated)}"
+    )
+
+
 def _most(translated: Mapping[str, int]) -> str:
     if not translated:
         return ""
