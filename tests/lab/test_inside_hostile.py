@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from isthmus.errors import EnvironmentLackError
 from isthmus.hypervisor.qemu.binary import find_qemu
 from isthmus.places import cache_folder
-from isthmus.qualification.lab.headers import inside_module, kernel_module
+from isthmus.qualification.lab.headers import kernel_module
 from isthmus.qualification.lab.image import build_image, command_line
 from isthmus.qualification.lab.initramfs import file, folder
 from isthmus.qualification.lab.kernel import fetch_kernel
+from isthmus.translate.inside import build
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -97,29 +99,50 @@ def boot(image, cpu: str, console: Path, words: str = "") -> Said:
     return said
 
 
-@pytest.fixture(scope="module", params=[None, pytest.param("6.12", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+KERNELS = [
+    pytest.param((None, True), id="default"),
+    pytest.param((None, False), id="nothing exported", marks=SLOW),
+    pytest.param(("5.10", True), id="5.10", marks=SLOW),
+    pytest.param(("6.12", True), id="6.12", marks=SLOW),
+]
+
+
+def as_elsewhere(sources: dict[str, bytes]) -> dict[str, bytes]:
+    """The module's sources as a kernel builds them that does not export what Debian's does."""
+    flag = b" += -DTASK_WORK_IS_EXPORTED"
+    assert flag in sources["Kbuild"]
+    return {**sources, "Kbuild": sources["Kbuild"].replace(flag, b" +=")}
+
+
+@pytest.fixture(scope="module", params=KERNELS)
 def image(request, tmp_path_factory):
     cache = cache_folder()
-    release = fetch_kernel(request.param, cache=cache, progress=lambda _: None).release
+    selector, exported = request.param
+    try:
+        release = fetch_kernel(selector, cache=cache, progress=lambda _: None).release
+    except EnvironmentLackError as error:
+        pytest.skip(str(error))
     program = tmp_path_factory.mktemp("hostile") / "hostile"
     flags = ["-O1", "-static", "-no-pie", "-pthread", "-Wall", "-Werror"]
     subprocess.run(["gcc", *flags, "-o", program, HERE / "inside_hostile.c"], check=True)
     kernel = {
         "inside_kernel.c": (HERE / "inside_kernel.c").read_bytes(),
-        "Kbuild": b"obj-m := inside_kernel.o\n",
+        # Linux before 5.18 is compiled as C89.
+        "Kbuild": b"obj-m := inside_kernel.o\nccflags-y := -std=gnu11\n",
     }
+    sources = build.sources() if exported else as_elsewhere(build.sources())
     return build_image(
-        request.param,
+        selector,
         cache=cache,
         more=[
             folder("hostile"),
             file("hostile/init", INIT, executable=True),
             file("hostile/hostile", program.read_bytes(), executable=True),
-            file(
-                "hostile/inside_kernel.ko",
-                kernel_module(release, kernel, "inside_kernel", cache=cache),
+            *(
+                file(f"hostile/{name}.ko", kernel_module(release, parts, name, cache=cache))
+                for name, parts in (("inside_kernel", kernel), (build.NAME, sources))
             ),
-            file("hostile/isthmus_translate.ko", inside_module(release, cache=cache)),
         ],
     )
 

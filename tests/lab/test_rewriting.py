@@ -83,7 +83,8 @@ def verdict(hosts: Hosts):
 
 
 @pytest.mark.parametrize(
-    ("vcpus", "words", "kernel"), [(1, "", None), (2, "pti=on", None), (1, "nokaslr", "6.12")]
+    ("vcpus", "words", "kernel"),
+    [(1, "", None), (2, "pti=on", None), (1, "nokaslr", "6.12"), (1, "", "5.10")],
 )
 async def test_no_reading_of_the_clock_traps_there_and_all_is_as_before_at_home(
     hosts: Hosts, vcpus: int, words: str, kernel: str | None

@@ -186,8 +186,9 @@ def test_selectors_that_name_nothing(selector, tmp_path):
 
 
 def test_series_without_package_lists(monkeypatch, tmp_path):
-    monkeypatch.setattr(packages, "find", lambda name: None)
-    monkeypatch.setattr(packages, "names", lambda prefix: ())
+    monkeypatch.setattr(packages, "find", lambda name, lists: None)
+    monkeypatch.setattr(packages, "names", lambda prefix, lists=packages.HERE: ())
+    monkeypatch.setattr(packages, "of_suite", lambda suite, folder: None)
     with pytest.raises(EnvironmentLackError, match="apt-get update"):
         kernel.fetch_kernel("6.1", cache=tmp_path, progress=print)
 
@@ -203,13 +204,37 @@ def test_series_is_not_taken_from_a_default_of_another(monkeypatch):
         name: packages.Package(name=name, version="1", sha256="0" * 64, depends=depends)
         for name, depends in known.items()
     }
-    monkeypatch.setattr(packages, "find", lists.get)
+    monkeypatch.setattr(packages, "find", lambda name, _: lists.get(name))
     monkeypatch.setattr(
-        packages, "names", lambda prefix: tuple(n for n in lists if n.startswith(prefix))
+        packages, "names", lambda prefix, _: tuple(n for n in lists if n.startswith(prefix))
     )
     assert kernel.choose_packages("6.12")[0].name == "linux-image-6.12.9-cloud-amd64"
     assert kernel.choose_packages("6.1")[0].name == "linux-image-6.1.0-56-cloud-amd64"
     assert kernel.choose_packages(None)[0].name == "linux-image-6.1.0-56-cloud-amd64"
+
+
+@pytest.mark.parametrize(
+    ("kernel_named", "suite"),
+    [
+        ("5.10", "bullseye"),
+        ("5.10.0-32-cloud-amd64", "bullseye"),
+        ("linux-image-5.10.0-32-cloud-amd64", "bullseye"),
+        ("5.1", None),
+        ("6.12.9", "trixie"),
+        ("6.6", None),  # this machine's own lists have it
+        ("linux-image-cloud-amd64", None),
+        ("", None),
+    ],
+)
+def test_a_series_that_is_not_in_the_lists_here_is_looked_for_in_its_debian(
+    kernel_named, suite, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(packages, "names", lambda prefix: ("x",) if prefix.endswith("6.6") else ())
+    monkeypatch.setattr(
+        packages, "of_suite", lambda name, folder: packages.Lists(options=(name, str(folder)))
+    )
+    options = (suite, str(tmp_path / "lists" / suite)) if suite else ()
+    assert kernel.lists_with(kernel_named, tmp_path).options == options
 
 
 @pytest.mark.parametrize("name", ["../etc/passwd", "/etc/passwd", "a/../../b"])

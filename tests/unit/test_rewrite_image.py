@@ -20,7 +20,9 @@ from isthmus.values import from_json, to_json
 TEXT, TABLE, REPLACED = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000, 0xFFFFFFFF82001000
 
 
-def vmlinux(layout: int = 12, *, target: int = TEXT + 0x10, count: int = 1) -> bytes:
+def vmlinux(
+    layout: int = 12, *, target: int = TEXT + 0x10, count: int = 1, notes: bytes = b"note"
+) -> bytes:
     """A kernel with one patched place: RDTSCP for RDTSC."""
     text = bytearray(b"\x90" * 0x2000)
     text[0x10:0x15] = bytes.fromhex("0f31909090")
@@ -30,7 +32,7 @@ def vmlinux(layout: int = 12, *, target: int = TEXT + 0x10, count: int = 1) -> b
     table = (head + middle[layout]) * count
     parts = [(".text", TEXT, bytes(text), 6), (".altinstructions", TABLE, table, 2)]
     parts += [(".altinstr_replacement", REPLACED, bytes.fromhex("0f01f9"), 6)]
-    parts += [(".notes", TABLE + 0x2000, b"note", 2)]
+    parts += [(".notes", TABLE + 0x2000, notes, 2)]
     body, headers, names = bytearray(64), bytes(64), b"\0"
     for name, address, data, flags in parts:
         headers += struct.pack(
@@ -50,6 +52,30 @@ def bzimage(payload: bytes) -> bytes:
     header[0x1F1], header[0x202:0x208] = 1, b"HdrS\x0f\x02"
     header[0x248:0x250] = struct.pack("<II", 0, len(payload))
     return bytes(header) + payload
+
+
+def note(owner: bytes, kind: int, content: bytes) -> bytes:
+    head = struct.pack("<III", len(owner), len(content), kind)
+    return head + b"".join(part + bytes(-len(part) % 4) for part in (owner, content))
+
+
+def test_a_kernel_is_known_by_its_builds_id_which_kaslr_does_not_move() -> None:
+    """Until 2024 KASLR moved the addresses in Xen's notes, and no such guest was rewritten."""
+    entry, identity = note(b"Xen\0", 1, b"\x80" * 8), note(b"GNU\0", 3, b"twenty bytes of hash")
+    image = KernelImage.open(vmlinux(notes=entry + identity + note(b"Linux\0", 257, b"x")))
+    assert image.identity() == (TABLE + 0x2000 + len(entry), identity)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [note(b"Xen\0", 3, b"not GNU's"), note(b"GNU\0", 1, b"no id"), b"rubbish", b"\xff" * 40],
+)
+def test_a_kernel_without_a_builds_id_is_known_by_all_of_its_notes(notes: bytes) -> None:
+    assert KernelImage.open(vmlinux(notes=notes)).identity() == (TABLE + 0x2000, notes)
+
+
+def test_a_kernel_without_notes_has_no_identity() -> None:
+    assert KernelImage.open(vmlinux(notes=b"")).identity() is None
 
 
 @pytest.mark.parametrize("layout", [12, 13, 14])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from isthmus.errors import EnvironmentLackError
 from isthmus.qualification.lab import packages
-from isthmus.qualification.lab.packages import Package
+from isthmus.qualification.lab.kernel import lists_with
+from isthmus.qualification.lab.packages import HERE, Lists, Package
 from isthmus.qualification.store import Made, key_of, obtain
 from isthmus.translate.inside import build
 
@@ -41,13 +42,14 @@ def kernel_module(
 
     :raises EnvironmentLackError: no such header packages, or no compiler.
     """
-    chosen = header_packages(release)
+    lists = lists_with(release, cache)
+    chosen = header_packages(release, lists)
     parts = [part for path, data in sorted(sources.items()) for part in (path, data)]
     key = key_of(*(package.sha256 for package in chosen), name, *parts)
 
     def make(scratch: Path) -> Made:
         progress(f"building the module {name} for Linux {release}")
-        headers = _laid_out(chosen, scratch, release)
+        headers = _laid_out(chosen, lists, scratch, release)
         return Made(
             files={f"{name}.ko": build.build(headers, scratch / "module", sources, name)},
             facts={"release": release},
@@ -56,14 +58,14 @@ def kernel_module(
     return obtain(cache, "modules", key, make).read(f"{name}.ko")
 
 
-def header_packages(release: str) -> tuple[Package, ...]:
+def header_packages(release: str, lists: Lists = HERE) -> tuple[Package, ...]:
     """The flavour's headers, the common ones, the build's programs.
 
     :raises EnvironmentLackError: apt's lists do not have them.
     """
-    flavour = packages.required(f"linux-headers-{release}")
+    flavour = packages.required(f"linux-headers-{release}", lists)
     below = [
-        packages.required(name)
+        packages.required(name, lists)
         for name in flavour.depends
         if _COMMON.fullmatch(name) or name.startswith("linux-kbuild-")
     ]
@@ -75,11 +77,11 @@ def header_packages(release: str) -> tuple[Package, ...]:
     return (flavour, *below)
 
 
-def _laid_out(chosen: tuple[Package, ...], scratch: Path, release: str) -> Path:
+def _laid_out(chosen: tuple[Package, ...], lists: Lists, scratch: Path, release: str) -> Path:
     """The packages' files below ``scratch``; returns the flavour's folder."""
     root = scratch / "root"
     for package in chosen:
-        with packages.opened(package, scratch=scratch) as archive:
+        with packages.opened(package, scratch=scratch, lists=lists) as archive:
             for name in archive.names:
                 if not name.startswith(("usr/src/", "usr/lib/linux-kbuild")):
                     continue

@@ -2,7 +2,8 @@
 
 Debian: the cloud kernel (small, quick to boot) of the default series or of a named one.  Ubuntu
 (written from its package lists, not yet run there): the ``virtual`` flavour, whose modules are in
-a package of their own.  Or a kernel of the user's own.
+a package of their own.  A series that this machine's lists do not have comes from the Debian
+release that has it.  Or a kernel of the user's own.
 """
 
 import re
@@ -18,7 +19,7 @@ from isthmus.qualification.lab.modules import (
     depends,
     load_order,
 )
-from isthmus.qualification.lab.packages import Package
+from isthmus.qualification.lab.packages import HERE, Lists, Package
 from isthmus.qualification.store import Made, Stored, key_of, obtain
 from isthmus.values import Value, read_bytes
 
@@ -31,8 +32,11 @@ _DEFAULTS: tuple[str, ...] = (
     "linux-image-virtual",
     "linux-image-generic",
 )
+_SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
+"""Debian's release for each series (Debian wiki, DebianKernel)."""
 _FLAVOURS = ("-cloud-amd64", "-generic")
 _SERIES = re.compile(r"\d{1,2}(\.\d{1,3}){1,2}([.+~-][A-Za-z0-9.+~-]{1,40})?")
+_SERIES_OF = re.compile(r"(\d{1,2}\.\d{1,3})(?![0-9])")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}")
 _MODULE_FILE = re.compile(r"([A-Za-z0-9_-]{1,64})\.ko(?:\.xz|\.zst)?")
 
@@ -65,17 +69,31 @@ def fetch_kernel(
         path = Path(selector)
         image = read_bytes(path, limit=KERNEL_LIMIT)
         return _own(path, kernel_release(image, where=str(path)), wanted)
-    chosen = choose_packages(selector)
+    lists = lists_with(selector or "", cache)
+    chosen = choose_packages(selector, lists)
     more = () if wanted == WANTED else wanted
     key = key_of(RECIPE, *(package.sha256 for package in chosen), *more)
 
     def make(scratch: Path) -> Made:
-        return _from_packages(chosen, scratch, progress, wanted)
+        return _from_packages(chosen, lists, scratch, progress, wanted)
 
     return _restored(obtain(cache, "kernels", key, make))
 
 
-def choose_packages(selector: str | None) -> tuple[Package, ...]:
+def lists_with(kernel: str, cache: Path) -> Lists:
+    """The package lists to look for a kernel in: this machine's, or another Debian release's.
+
+    :param kernel: a series, a release (``5.10.0-32-cloud-amd64``) or a package of an image.
+    :param cache: where the lists of another release are kept.
+    """
+    match = _SERIES_OF.match(kernel.removeprefix("linux-image-"))
+    suite = _SUITES.get(match[1]) if match else None
+    if match is None or suite is None or packages.names(f"linux-image-{match[1]}"):
+        return HERE
+    return packages.of_suite(suite, cache / "lists" / suite) or HERE
+
+
+def choose_packages(selector: str | None, lists: Lists = HERE) -> tuple[Package, ...]:
     """The packages that hold a kernel: its image and, on Ubuntu, its modules.
 
     :raises EnvironmentLackError: apt's lists have no such kernel.
@@ -86,10 +104,10 @@ def choose_packages(selector: str | None) -> tuple[Package, ...]:
     elif selector.startswith("linux-image-"):
         candidates = (selector,)
     else:
-        candidates = _of_series(selector)
+        candidates = _of_series(selector, lists)
     for name in candidates:
-        package = packages.find(name)
-        if package is not None and (found := _concrete(package)):
+        package = packages.find(name, lists)
+        if package is not None and (found := _concrete(package, lists)):
             if selector and _SERIES.fullmatch(selector) and selector not in found[0].name:
                 continue  # the default metapackage, but of another series
             return found
@@ -117,7 +135,7 @@ def kernel_release(image: bytes, *, where: str) -> str:
     return release
 
 
-def _of_series(series: str) -> tuple[str, ...]:
+def _of_series(series: str, lists: Lists) -> tuple[str, ...]:
     """Package names that may hold a series, the likeliest first."""
     if not _SERIES.fullmatch(series):
         raise InputError(
@@ -128,7 +146,7 @@ def _of_series(series: str) -> tuple[str, ...]:
     metas = tuple(prefix + flavour for flavour in _FLAVOURS)
     concrete = [
         name
-        for name in packages.names(prefix)
+        for name in packages.names(prefix, lists)
         if name.endswith(_FLAVOURS) and name not in metas and name[len(prefix)] in ".-+~"
     ]
     # The default metapackage first: when it is of this series it names the newest version, while
@@ -141,19 +159,20 @@ def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", name))
 
 
-def _concrete(package: Package) -> tuple[Package, ...]:
+def _concrete(package: Package, lists: Lists) -> tuple[Package, ...]:
     """Follow a metapackage to its kernel, and add Ubuntu's package of modules."""
     for _ in range(4):
         below = next((name for name in package.depends if name.startswith("linux-image-")), None)
         if below is None:
             break
-        package = packages.required(below)
+        package = packages.required(below, lists)
     modules = next((name for name in package.depends if name.startswith("linux-modules-")), None)
-    return (package,) if modules is None else (package, packages.required(modules))
+    return (package,) if modules is None else (package, packages.required(modules, lists))
 
 
 def _from_packages(
     chosen: tuple[Package, ...],
+    lists: Lists,
     scratch: Path,
     progress: Callable[[str], None],
     wanted: tuple[str, ...],
@@ -162,7 +181,7 @@ def _from_packages(
     found: dict[str, tuple[str, bytes]] = {}
     for package in chosen:
         progress(f"fetching {package.name} {package.version}")
-        with packages.opened(package, scratch=scratch) as archive:
+        with packages.opened(package, scratch=scratch, lists=lists) as archive:
             paths = {_module_name(name): name for name in archive.names}
 
             def read(name: str, paths: dict[str, str] = paths) -> bytes | None:

@@ -100,7 +100,7 @@ class Archive:
         return file.read()
 
 
-def find(name: str) -> Package | None:
+def find(name: str, lists: Lists = HERE) -> Package | None:
     """The candidate version of a package in apt's lists; None when the lists do not have it.
 
     :raises InputError: not a package name.
@@ -108,7 +108,7 @@ def find(name: str) -> Package | None:
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name}: not a package name", remedy="see `apt-cache search linux-image`")
-    package = _package(apt("apt-cache", "show", "--no-all-versions", name))
+    package = _package(apt("apt-cache", *lists.options, "show", "--no-all-versions", name))
     return package if package is not None and package.name == name else None
 
 
@@ -230,14 +230,14 @@ def with_needs(
     return tuple(found[name] for name in sorted(found))
 
 
-def names(prefix: str) -> tuple[str, ...]:
+def names(prefix: str, lists: Lists = HERE) -> tuple[str, ...]:
     """All package names in apt's lists that begin with ``prefix``, sorted."""
-    return tuple(sorted(apt("apt-cache", "pkgnames", prefix).split()))
+    return tuple(sorted(apt("apt-cache", *lists.options, "pkgnames", prefix).split()))
 
 
-def required(name: str) -> Package:
+def required(name: str, lists: Lists = HERE) -> Package:
     """Like :func:`find`, but absence is an :class:`EnvironmentLackError` with its remedy."""
-    package = find(name)
+    package = find(name, lists)
     if package is None:
         raise EnvironmentLackError(
             f"package {name} is not in apt's lists here",
@@ -247,13 +247,13 @@ def required(name: str) -> Package:
 
 
 @contextlib.contextmanager
-def opened(package: Package, *, scratch: Path) -> Iterator[Archive]:
+def opened(package: Package, *, scratch: Path, lists: Lists = HERE) -> Iterator[Archive]:
     """Download a package into a private folder below ``scratch`` and open it.
 
     :raises EnvironmentLackError: it cannot be downloaded, or its content is not what apt's lists
         promise, or there is no room.
     """
-    with contextlib.closing(each_opened((package,), scratch=scratch)) as only:
+    with contextlib.closing(each_opened((package,), scratch=scratch, lists=lists)) as only:
         for _, archive in only:
             yield archive
 

@@ -117,16 +117,17 @@ async def place(stub: Stub, where: Standing, image: KernelImage, folder: Path) -
     if physical is None:
         raise UnknownKernelError("the #UD entry is not mapped")
     placed = Placed(slide=slide, physical=slide + physical)
-    notes = image.section(".notes")
-    if notes is None or not notes.size:
+    identity = image.identity()
+    if identity is None:
         raise UnknownKernelError("the kernel image has no notes to know it by")
-    at = placed.place(notes.address)
+    address, known = identity
+    at = placed.place(address)
     try:
-        live = await dump(stub, at, notes.size, folder)
+        live = await dump(stub, at, len(known), folder)
     except AfarError:
         placed = Placed(slide=placed.slide, physical=placed.physical, afar=True)
-        (live,) = await pieces(stub, [(at, notes.size)])
-    if live != image.content(notes):
+        (live,) = await pieces(stub, [(at, len(known))])
+    if live != known:
         raise UnknownKernelError(
             "the guest does not run the kernel of this image: its notes differ"
         )

@@ -21,15 +21,14 @@
 #include <linux/percpu.h>
 #include <linux/random.h>
 #include <linux/seq_file.h>
-#include <asm/msr.h>
 #include <asm/segment.h>
-#include <asm/trap_pf.h>
-#include <asm/trapnr.h>
 
+#include "kernels.h"
 #include "later.h"
 #include "memory.h"
 #include "registers.h"
 #include "site.h"
+#include "task_work.h"
 
 enum { MOST_IN_ONE_TRAP = 32, SITES = 64, DOUBTS = 8 };
 
@@ -150,9 +149,9 @@ static void take_the_rest(struct isthmus_machine *machine, const u8 *code, bool 
 
 	for (; at < FETCHED - 2 && is_prefix(code[at]); at++)
 		if (code[at] == 0x64)
-			rdmsrl(MSR_FS_BASE, machine->segment_base[ISTHMUS_FS]);
+			rdmsrq(MSR_FS_BASE, machine->segment_base[ISTHMUS_FS]);
 		else if (code[at] == 0x65) /* the program's, while the kernel has its own in place */
-			rdmsrl(from_user ? MSR_KERNEL_GS_BASE : MSR_GS_BASE,
+			rdmsrq(from_user ? MSR_KERNEL_GS_BASE : MSR_GS_BASE,
 			       machine->segment_base[ISTHMUS_GS]);
 	if (code[at] != 0x0f || (code[at + 1] != 0x01 && code[at + 1] != 0xc7))
 		return;
@@ -249,7 +248,7 @@ static noinline void go_on(struct counters *mine, struct pt_regs *regs)
 }
 
 /* Whether what the instruction raises was left to task work.  The kernel has no such thing. */
-static bool put_off(const struct pt_regs *regs, const struct isthmus_machine *machine, u32 vector,
+static bool put_off(struct pt_regs *regs, const struct isthmus_machine *machine, u32 vector,
 		    u32 error_code, unsigned long address)
 {
 	const struct raised raised = {
@@ -456,8 +455,10 @@ DEFINE_SHOW_ATTRIBUTE(counters);
 
 static int __init begin(void)
 {
-	int failed;
+	int failed = find_task_work();
 
+	if (failed)
+		return failed;
 	counters = alloc_percpu(struct counters);
 	if (!counters)
 		return -ENOMEM;

@@ -2,19 +2,14 @@
 /* Task work: it runs before the task returns to its program.
  *
  * Signals are those that arch/x86/kernel/traps.c and arch/x86/mm/fault.c send for the same exceptions. */
-#include <linux/mm.h>
-#include <linux/pagemap.h>
+#include <linux/mutex.h> /* which futex.h of 6.12 leans on */
+#include <linux/futex.h>
 #include <linux/rcupdate.h>
-#include <linux/sched.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
-#include <linux/task_work.h>
-#include <linux/uaccess.h>
-#include <asm/debugreg.h>
-#include <asm/trap_pf.h>
-#include <asm/trapnr.h>
 
+#include "kernels.h"
 #include "later.h"
+#include "task_work.h"
 
 struct later {
 	struct callback_head work;
@@ -34,7 +29,7 @@ static void signal_task(int number, int code, unsigned long address)
 	/* A fault's signal cannot be put off: a program that blocks or ignores it dies. */
 	if (sigismember(&current->blocked, number) ||
 	    current->sighand->action[number - 1].sa.sa_handler == SIG_IGN)
-		force_sig(number);
+		force_signal(number);
 	else
 		send_sig_info(number, &information, current);
 }
@@ -66,7 +61,7 @@ static bool signal_page(const struct raised *raised)
 
 	if (mmap_read_lock_killable(current->mm))
 		return false;
-	failed = fixup_user_fault(current->mm, address, writes ? FAULT_FLAG_WRITE : 0, NULL);
+	failed = bring_in(address, writes);
 	area = find_vma(current->mm, address);
 	if (area && area->vm_start <= address) {
 		code = SEGV_ACCERR;
@@ -87,10 +82,7 @@ static void do_later(struct callback_head *work)
 	const struct raised *raised = &later->raised;
 
 	if (raised->vector == X86_TRAP_PF &&
-	    (!(raised->error_code & X86_PF_WRITE
-		       ? fault_in_safe_writeable((char __user *)raised->address, 1)
-		       : fault_in_readable((char __user *)raised->address, 1)) ||
-	     !signal_page(raised)))
+	    (touch(raised->address, raised->error_code & X86_PF_WRITE) || !signal_page(raised)))
 		goto done; /* the instruction comes again, and finds its page */
 	/* What a handler is told in its context (sigcontext: trapno, err). */
 	current->thread.trap_nr = raised->vector;
@@ -109,7 +101,7 @@ static void do_later(struct callback_head *work)
 		signal_task(SIGFPE, floating_code(raised->mxcsr), raised->ip);
 		break;
 	case X86_TRAP_DB:
-		current->thread.virtual_dr6 |= DR_STEP;
+		note_step();
 		signal_task(SIGTRAP, TRAP_TRACE, raised->ip);
 		break;
 	default: /* #GP */
@@ -129,7 +121,7 @@ bool leave_for_later(const struct raised *raised)
 	later->raised = *raised;
 	init_task_work(&later->work, do_later);
 	atomic_inc(&outstanding);
-	if (task_work_add(current, &later->work, TWA_RESUME)) {
+	if (add_task_work(&later->work)) {
 		atomic_dec(&outstanding);
 		kfree(later);
 		return false;

@@ -3,14 +3,15 @@
  * memory, so what it may not touch (the kernel's half above all) is a page fault of its own. */
 #include <linux/mutex.h> /* which futex.h of 6.12 leans on */
 #include <linux/futex.h>
-#include <asm/futex.h>
-#include <asm/trap_pf.h>
 
 #include "memory.h"
 
 /* copy_to_kernel_nofault() is not exported; this is its loop. */
 static long store_in_kernel(u8 *to, const u8 *from, u32 size)
 {
+#if BEFORE(5, 8)
+	return probe_kernel_write(to, from, size);
+#else
 	pagefault_disable();
 	for (; size >= 8; size -= 8, to += 8, from += 8)
 		__put_kernel_nofault(to, from, u64, failed);
@@ -23,6 +24,7 @@ static long store_in_kernel(u8 *to, const u8 *from, u32 size)
 failed:
 	pagefault_enable();
 	return -EFAULT;
+#endif
 }
 
 /* Whether the page's first bytes can be accessed as asked; nothing is changed. */

@@ -3,9 +3,7 @@
 #ifndef ISTHMUS_MEMORY_H
 #define ISTHMUS_MEMORY_H
 
-#include <linux/mm.h>
-#include <linux/uaccess.h>
-
+#include "kernels.h"
 #include "machine.h"
 
 enum { FETCHED = 16 }; /* bytes of code: the longest instruction has 15 */
@@ -43,7 +41,7 @@ static __always_inline bool same_code(bool from_user, unsigned long ip, const u6
 		const u64 __user *code = (const u64 __user *)ip;
 
 		pagefault_disable();
-		if (!user_access_begin(code, FETCHED))
+		if (!begin_user_access(code, FETCHED))
 			goto gone;
 		unsafe_get_user(low, code, gone_user);
 		unsafe_get_user(high, code + 1, gone_user);
@@ -52,8 +50,13 @@ static __always_inline bool same_code(bool from_user, unsigned long ip, const u6
 		if ((long)ip >= 0)
 			return false;
 		pagefault_disable();
+#if BEFORE(5, 8)
+		if (probe_kernel_read(&low, (u64 *)ip, 8) || probe_kernel_read(&high, (u64 *)ip + 1, 8))
+			goto gone;
+#else
 		__get_kernel_nofault(&low, (u64 *)ip, u64, gone);
 		__get_kernel_nofault(&high, (u64 *)ip + 1, u64, gone);
+#endif
 	}
 	pagefault_enable();
 	return low == bytes[0] && high == bytes[1];
