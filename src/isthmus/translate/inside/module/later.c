@@ -133,7 +133,12 @@ void await_later(void)
 {
 	while (atomic_read(&outstanding))
 		schedule_timeout_uninterruptible(1);
-	/* One that has counted itself out may still be before its return, preempted there; it does not
-	 * sleep any more, and this waits until every task has slept or gone back to its program. */
-	synchronize_rcu_tasks();
+	/* One that has counted itself out may still be before its return.  In a kernel that is never
+	 * preempted it is through when each CPU has been elsewhere (in Linux 5.4 the other call waits there
+	 * for as long as any program computes).  Else it may have been preempted there; it does not sleep
+	 * any more, and that waits until every task has slept or gone back to its program. */
+	if (IS_ENABLED(CONFIG_PREEMPTION) || IS_ENABLED(CONFIG_PREEMPT))
+		synchronize_rcu_tasks();
+	else
+		synchronize_rcu();
 }
