@@ -9,10 +9,11 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from libvirt_certificates import certify, withdraw
+from libvirt_world import PATIENCE_S, SLOWLY, World
 
 from isthmus.errors import HypervisorError, RefusedError, RolledBackError
 from isthmus.hypervisor.libvirt.connection import call, session
@@ -21,24 +22,10 @@ from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
-from libvirt_certificates import certify, withdraw
-from libvirt_world import PATIENCE_S, SLOWLY, World, guest_of_a_test, hosts_of_a_module
 
 pytestmark = pytest.mark.lab
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[World]:
-    with hosts_of_a_module() as world:
-        yield world
-
-
-@pytest.fixture
-async def world(hosts: World) -> AsyncIterator[World]:
-    async with guest_of_a_test(hosts) as world:
-        yield world
 
 
 class Told(dict[str, object]):
