@@ -7,12 +7,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from isthmus.hypervisor.qemu import process
 from isthmus.places import cache_folder
 from isthmus.qualification.payload.verdict import Verdict, judge
+
+PATIENCE_S = 600
+"""How long a command may take, or what a guest is waited for: most are done in seconds, and take
+many times that where other work shares this machine."""
 
 
 class Lab:
@@ -22,15 +27,26 @@ class Lab:
         self.folder = folder
         self.run = folder / "run"
 
-    def isthmus(self, *arguments: str, status: int = 0, patience_s: float = 280) -> str:
+    def isthmus(self, *arguments: str, status: int = 0, patience_s: float = PATIENCE_S) -> str:
         """What a command prints, or its complaint where it is to fail with ``status``."""
         code, said = self.attempt(*arguments, patience_s=patience_s)
         assert code == status, said
         return said
 
-    def attempt(self, *arguments: str, patience_s: float = 280) -> tuple[int, str]:
+    def attempt(self, *arguments: str, patience_s: float = PATIENCE_S) -> tuple[int, str]:
         """The exit status of a command, and what it prints or complains of."""
-        done = subprocess.run(
+        try:
+            done = self._run(arguments, patience_s)
+        except subprocess.TimeoutExpired as error:
+            said = b"".join(filter(None, (error.stdout, error.stderr))).decode(errors="replace")
+            raise AssertionError(f"{arguments} takes longer than {patience_s} s: {said}") from error
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+    def _run(
+        self, arguments: tuple[str, ...], patience_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "-c", "from isthmus.cli.main import main; main()", *arguments],
             env=os.environ
             | {
@@ -43,8 +59,13 @@ class Lab:
             timeout=patience_s,
             check=False,
         )
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+    def moved(self, guest: str, to: str, *more: str) -> dict[str, Any]:
+        """The record of a move that was committed; the guest is watched until it has reported."""
+        said = self.isthmus("migrate", guest, "--to", to, "--verify", "240", "--json", *more)
+        record: dict[str, Any] = json.loads(said)
+        assert record["steps"][-1]["phase"] == "committed"
+        return record
 
     def verdict(self, guest: str) -> Verdict:
         """The payload's judgement of its life so far."""
@@ -55,14 +76,57 @@ class Lab:
         return judge([Path(stream).read_bytes() for stream in state["streams"]])
 
 
-def wait_for_more(
-    lab: Lab, guest: str, done: Mapping[str, int], names: Collection[str], patience_s: float = 300
-) -> None:
+def wait_for_more(lab: Lab, guest: str, done: Mapping[str, int], names: Collection[str]) -> None:
     """Wait until the guest has executed more of these instructions than it had ``done``."""
-    deadline = time.monotonic() + patience_s
-    while not all((now := lab.verdict(guest).instructions)[name] > done[name] for name in names):
-        assert time.monotonic() < deadline, f"{guest} goes on with none of {names}: {now}"
+
+    def more() -> bool:
+        now = lab.verdict(guest).instructions
+        return all(now[name] > done[name] for name in names)
+
+    _until(more, f"{guest} goes on with {', '.join(names)}")
+
+
+def wait_for_hops(lab: Lab, guest: str, count: int) -> Verdict:
+    """Wait until the guest's reports tell of so many moves: it has ticked since the last one."""
+    _until(lambda: len(lab.verdict(guest).hops) >= count, f"{guest} ticks after its last move")
+    verdict = lab.verdict(guest)
+    assert len(verdict.hops) == count
+    return verdict
+
+
+def wait_for_words(lab: Lab, guest: str, words: str) -> None:
+    """Wait until the guest's console shows these words."""
+    _until(lambda: words in lab.isthmus("guest", "console", guest), f"{guest} says {words!r}")
+
+
+def _until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not seen within {PATIENCE_S} s: {what}"
         time.sleep(1)
+
+
+def hosts_seen(run: Path) -> str:
+    """What the lab hosts below ``run`` do: of their emulators' processes, and their last words."""
+    lines = []
+    for path in sorted(run.glob(".kvm/*/host.json")):
+        pid = json.loads(path.read_bytes())["process"]["identity"]["pid"]
+        lines.append(f"-- {path.parent.name}, emulator {pid}: {_process(pid)}")
+        for name in ("qemu.log", "console.log"):
+            with contextlib.suppress(OSError):
+                text = (path.parent / name).read_text(encoding="utf-8", errors="replace")
+                lines += [f"{name}: {line}" for line in text.splitlines()[-15:]]
+    return "\n".join(lines)
+
+
+def _process(pid: int) -> str:
+    """State and seconds of CPU time (proc(5), ``stat``: fields 3, 14 and 15)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return "gone"
+    seconds = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+    return f"state {stat[0]}, {seconds:.0f} s of CPU time; load here {os.getloadavg()}"
 
 
 @contextlib.contextmanager
@@ -71,7 +135,9 @@ def lab_of(*hosts: str) -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="is-") as name:
         lab = Lab(Path(name))
         try:
-            lab.isthmus("lab", "kvm", "up", *(host.removeprefix("kvm:") for host in hosts))
+            lab.isthmus(
+                "lab", "kvm", "up", *(host.removeprefix("kvm:") for host in hosts), patience_s=900
+            )
             yield lab
         finally:
             lab.isthmus("lab", "kvm", "down")

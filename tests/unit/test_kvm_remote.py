@@ -13,6 +13,7 @@ import pytest
 
 from isthmus.errors import InputError
 from isthmus.places import cache_folder
+from isthmus.qualification.kvm import channel as channel_module
 from isthmus.qualification.kvm.channel import (
     AgentGoneError,
     AgentRefusedError,
@@ -98,6 +99,14 @@ async def test_without_the_token_nobody_gets_in(channel: Channel) -> None:
     stranger = Channel("here", channel.port, "guess")
     with pytest.raises(AgentRefusedError, match="token"):
         await stranger.open("has", "/")
+
+
+async def test_a_host_that_is_silent_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "ANSWER_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        channel = Channel("here", silent.getsockname()[1], "secret")
+        with pytest.raises(AgentGoneError, match=r"here: the lab host has not answered has for"):
+            await channel.has("/")
 
 
 async def test_a_host_that_is_not_up_is_one_clear_error() -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from isthmus.errors import HypervisorError, InputError
 
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 180.0
+"""An emulated host answers at once, on a busy machine after some seconds; one that swaps or boots
+guests has been silent for a minute."""
 _BLOCK = 1 << 16
 _FILE = "channel.json"
 
@@ -75,6 +77,12 @@ class Channel:
                 writer.write(struct.pack("<I", len(request)) + request)
                 await writer.drain()
                 await self._accepted(reader, words)
+        except TimeoutError as error:
+            writer.close()
+            raise AgentGoneError(
+                f"{self.host}: the lab host has not answered {words[0]} for {ANSWER_TIMEOUT_S:g} s",
+                remedy=f"isthmus lab {self.lab} status; its console tells what it does",
+            ) from error
         except BaseException:
             writer.close()
             raise
@@ -86,7 +94,7 @@ class Channel:
                 return
             size = struct.unpack("<I", await reader.readexactly(4))[0]
             reason = (await reader.readexactly(min(size, 512))).decode(errors="replace")
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except (OSError, asyncio.IncompleteReadError) as error:
             raise AgentGoneError(
                 f"{self.host}: the lab host hung up on {words[0]}",
                 remedy=f"isthmus lab {self.lab} status",

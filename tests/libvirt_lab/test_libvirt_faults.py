@@ -6,10 +6,15 @@ After each fault exactly one copy of the guest is left, and the record tells wha
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from libvirt_world import (
+    PATIENCE_S,
+    World,
+    last_record,
+    moved_while,
+)
 
 from isthmus.errors import HypervisorError, IsthmusError, RolledBackError
 from isthmus.hypervisor.libvirt.connection import binding, call, session
@@ -17,28 +22,8 @@ from isthmus.migration import hosts as recovery
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
-from libvirt_world import (
-    PATIENCE_S,
-    World,
-    guest_of_a_test,
-    hosts_of_a_module,
-    last_record,
-    moved_while,
-)
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[World]:
-    with hosts_of_a_module() as world:
-        yield world
-
-
-@pytest.fixture
-async def world(hosts: World) -> AsyncIterator[World]:
-    async with guest_of_a_test(hosts) as world:
-        yield world
 
 
 async def test_the_destinations_daemon_is_killed(world: World) -> None:

@@ -6,10 +6,10 @@ Each host has a real ssh server; what is killed are the ssh processes that libvi
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from libvirt_world import World, last_record, moved_while
 
 from isthmus.errors import EnvironmentLackError, IsthmusError, RolledBackError
 from isthmus.migration import libvirt as mover
@@ -17,27 +17,26 @@ from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
 from isthmus.places import cache_folder
 from isthmus.qualification.lab import libvirt_ssh
-from libvirt_world import World, guest_of_a_test, hosts_of_a_module, last_record, moved_while
 
 pytestmark = pytest.mark.lab
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[World]:
+def hosts(hosts: World) -> World:
+    """Each has a server."""
     try:
         libvirt_ssh.require()
     except EnvironmentLackError as error:
         pytest.skip(str(error))
-    with hosts_of_a_module() as world:
-        libvirt_ssh.serve(world.hosts, cache_folder())
-        yield world
+    libvirt_ssh.serve(hosts.hosts, cache_folder())
+    return hosts
 
 
 @pytest.fixture
-async def world(hosts: World) -> AsyncIterator[World]:
-    hosts.uris = libvirt_ssh.addresses(hosts.hosts)
-    async with guest_of_a_test(hosts) as world:
-        yield world
+def world(world: World) -> World:
+    """Its hosts are addressed by ssh."""
+    world.uris = libvirt_ssh.addresses(world.hosts)
+    return world
 
 
 def dialled(world: World, *, by_host: str = "") -> list[int]:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from libvirt_certificates import certify, withdraw
+from libvirt_world import PATIENCE_S, SLOWLY, World
 
 from isthmus.errors import HypervisorError, RefusedError, RolledBackError
 from isthmus.hypervisor.libvirt.connection import call, session
@@ -21,24 +22,10 @@ from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
-from libvirt_certificates import certify, withdraw
-from libvirt_world import SLOWLY, World, guest_of_a_test, hosts_of_a_module
 
 pytestmark = pytest.mark.lab
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[World]:
-    with hosts_of_a_module() as world:
-        yield world
-
-
-@pytest.fixture
-async def world(hosts: World) -> AsyncIterator[World]:
-    async with guest_of_a_test(hosts) as world:
-        yield world
 
 
 class Told(dict[str, object]):
@@ -75,39 +62,43 @@ async def watched(
 
 
 class Wire:
-    """Listens to the network cable of a host, for words of the guest's memory."""
+    """Listens to the network cable of a host, for words of the guest's memory.
+
+    It tells nothing before it is asked: counts told with each packet would fill the pipe to us
+    (an encrypted move has 50,000 packets), and then it would hear no more.
+    """
 
     PROGRAM = """\
-import socket, sys
+import select, socket, sys
 ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
-ear.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE: miss nothing on a busy machine
+ear.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)  # SO_RCVBUFFORCE: miss nothing on a busy machine
 ear.bind((sys.argv[1], 0))
 print("listening", flush=True)
 heard = total = 0
-while True:  # until the cable goes with the host
-    packet = ear.recv(1 << 17)
-    total += len(packet)
-    heard += packet.count(b"Linux version")
-    print(total, heard, flush=True)
+while True:
+    ready, _, _ = select.select([ear, sys.stdin], [], [])
+    if ear in ready:
+        packet = ear.recv(1 << 17)
+        total += len(packet)
+        heard += packet.count(b"Linux version")
+    else:  # asked, and all has been heard
+        break
+print(total, heard)
 """
 
     def __init__(self, host: LibvirtHost) -> None:
         self._program = subprocess.Popen(
             ["nsenter", "--target", str(host.inside.pid), "--net", "--",
              sys.executable, "-c", self.PROGRAM, LINK],
-            stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._program.stdout is not None
         assert self._program.stdout.readline() == "listening\n"
 
     def close(self) -> tuple[int, int]:
         """How many bytes went by, and how often the words were among them."""
-        self._program.kill()
-        assert self._program.stdout is not None
-        lines = self._program.stdout.read().splitlines()
-        self._program.wait()
-        whole = [line for line in lines if line.count(" ") == 1]
-        total, heard = whole[-1].split() if whole else ("0", "0")
+        said, _ = self._program.communicate(timeout=PATIENCE_S)
+        total, heard = said.split()
         return int(total), int(heard)
 
 

@@ -5,30 +5,17 @@ One pair of hosts serves all tests of this file; each has a guest of its own.
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from libvirt_world import World
 
 from isthmus.errors import RefusedError, RolledBackError
 from isthmus.hypervisor.libvirt.connection import call, session
 from isthmus.migration import libvirt as mover
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
-from libvirt_world import World, guest_of_a_test, hosts_of_a_module
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[World]:
-    with hosts_of_a_module() as world:
-        yield world
-
-
-@pytest.fixture
-async def world(hosts: World) -> AsyncIterator[World]:
-    async with guest_of_a_test(hosts) as world:
-        yield world
 
 
 async def journey(world: World, trips: int) -> None:

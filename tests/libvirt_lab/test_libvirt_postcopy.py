@@ -4,9 +4,14 @@ Neither copy is whole then: ending either, or letting the source run, would lose
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from libvirt_world import (
+    PATIENCE_S,
+    World,
+    last_record,
+    moved_while,
+)
 
 from isthmus.errors import IsthmusError, UndecidedError
 from isthmus.hypervisor.libvirt.connection import binding, call, session
@@ -14,28 +19,8 @@ from isthmus.migration import hosts as recovery
 from isthmus.migration import libvirt as mover
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
-from libvirt_world import (
-    PATIENCE_S,
-    World,
-    guest_of_a_test,
-    hosts_of_a_module,
-    last_record,
-    moved_while,
-)
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[World]:
-    with hosts_of_a_module() as world:
-        yield world
-
-
-@pytest.fixture
-async def world(hosts: World) -> AsyncIterator[World]:
-    async with guest_of_a_test(hosts) as world:
-        yield world
 
 
 async def words(world: World, host: str) -> tuple[int, int]:
