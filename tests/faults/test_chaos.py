@@ -46,8 +46,8 @@ HANG_S = 400.0
 """After which a command hangs: a monitor that is silent is given 30 s, and that a few times."""
 PATIENCE_S = 180.0
 DELAYS_S = {
-    Phase.OBSERVED: 0.05, Phase.PREPARING: 0.8, Phase.PREPARED: 0.02, Phase.MOVING: 2.0,
-    Phase.SWITCHED: 0.05, Phase.STARTING: 0.02, Phase.VERIFYING: 1.0, Phase.COMMITTING: 0.03,
+    Phase.OBSERVED: 0.02, Phase.PREPARING: 0.4, Phase.PREPARED: 0.01, Phase.MOVING: 1.5,
+    Phase.SWITCHED: 0.03, Phase.STARTING: 0.01, Phase.VERIFYING: 0.2, Phase.COMMITTING: 0.01,
 }  # fmt: skip
 """By phase: how long after its begin a fault is made, at most."""
 ORDER = list(DELAYS_S)
