@@ -62,6 +62,10 @@ class UndecidedError(IsthmusError):
     exit_code = 5
 
 
+class LostError(IsthmusError):
+    """No copy of the guest is left."""
+
+
 class EnvironmentLackError(IsthmusError):
     """This machine lacks a program, package, kernel feature or permission."""
 

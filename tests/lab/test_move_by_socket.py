@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from isthmus.cpu.model import CpuModel
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.binary import find_qemu, versioned_pc_machine
 from isthmus.hypervisor.qemu.engine import Accelerator
+from isthmus.hypervisor.qemu.guests import Guest, GuestStore
 from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.places import cache_folder
 from isthmus.qualification.lab.image import build_image, command_line
@@ -68,13 +70,38 @@ def migrate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-c", "from isthmus.cli.main import main; main()", "migrate", "--json"]
         + [str(argument) for argument in arguments],
-        env=os.environ
-        | {"ISTHMUS_STATE": str(folder / "state"), "ISTHMUS_RUN": str(folder / "run")},
+        env=environment(folder),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+async def killed_while_it_verifies(
+    folder: Path, here: process.QemuProcess, there: process.QemuProcess
+) -> None:
+    """Start a move and kill it when the guest runs at its destination."""
+    words = ["--qmp", here.qmp, "--to-qmp", there.qmp, "--verify", "600"]
+    mover = subprocess.Popen(
+        [sys.executable, "-c", "from isthmus.cli.main import main; main()", "migrate", *words],
+        env=environment(folder),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(180):
+            while not any(
+                b"verifying" in journal.read_bytes()
+                for journal in (folder / "state/migrations").glob("*.journal")
+            ):
+                await asyncio.sleep(0.05)
+    finally:
+        mover.kill()
+        mover.wait()
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"ISTHMUS_STATE": str(folder / "state"), "ISTHMUS_RUN": str(folder / "run")}
 
 
 async def state(running: process.QemuProcess) -> str:
@@ -125,3 +152,49 @@ def test_no_monitor_there(folder: Path) -> None:
     assert done.returncode == 1
     assert str(folder / "a") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_a_guest_that_somebody_has_paused_is_left_as_it_is(folder: Path) -> None:
+    """It cannot be moved, and the attempt must not let it run."""
+    here, there = await pair(folder, "kvm64")
+    async with Monitor.session(here.observe) as monitor:
+        await monitor.execute("stop")
+    done = migrate(folder, "--qmp", here.qmp, "--to-qmp", there.qmp)
+    assert done.returncode == 4
+    assert "is paused" in done.stderr
+    assert "was not touched" in done.stderr
+    assert await state(here) == "paused"
+
+
+async def test_a_source_whose_guest_runs_elsewhere_is_not_let_run_by_a_second_move(
+    folder: Path,
+) -> None:
+    """The mover is killed when the destination runs; somebody tries again by another monitor."""
+    here, there = await pair(folder, "kvm64")
+    await killed_while_it_verifies(folder, here, there)
+    assert (await state(here), await state(there)) == ("postmigrate", "running")
+    again = migrate(folder, "--qmp", here.observe, "--to-qmp", there.observe)
+    assert again.returncode == 1
+    assert "cut short" in again.stderr
+    assert (await state(here), await state(there)) == ("postmigrate", "running")
+    settled = migrate(folder, "--resume")
+    assert settled.returncode == 0, settled.stderr
+    assert not here.alive()
+    assert await state(there) == "running"
+
+
+async def test_a_guest_that_has_a_name_here_is_moved_by_it(folder: Path) -> None:
+    here, there = await pair(folder, "kvm64")
+    store = GuestStore(folder / "state", folder / "run")
+    shown = CpuModel(
+        name="kvm64", source="test", vendor="GenuineIntel", family=15, model=6, stepping=1
+    )
+    spec = process.LaunchSpec(
+        qemu=Path("/bin/qemu"), accelerator=Accelerator.TCG, machine="pc", cpu="kvm64", vcpus=1,
+        memory_mib=256, kernel=Path("k"), initrd=Path("i"), command_line="",
+    )  # fmt: skip
+    store.write(Guest(name="web", spec=spec, host="kvm64", shown=shown, process=here))
+    done = migrate(folder, "--qmp", here.observe, "--to-qmp", there.qmp)
+    assert done.returncode == 3
+    assert "isthmus migrate web --to" in done.stderr
+    assert await state(here) == "running"

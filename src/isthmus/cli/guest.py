@@ -167,16 +167,9 @@ def stop(names: tuple[str, ...]) -> None:
     Examples:
       isthmus guest stop web db
     """
-    from isthmus.hypervisor.qemu import process
-    from isthmus.migration.record import guest_lock
+    from isthmus.migration import stopping
 
     store = lab.store()
     for name in names:
-        with guest_lock(store.locks, name):
-            store.read(name).process.kill()
-            # What a move that was cut short has left behind goes, too.
-            for folder in (store.run / name).glob("*"):
-                if (left := process.find(folder)) is not None:
-                    left.kill()
-            store.forget(name)
+        stopping.stop(store, name)
         click.echo(f"{name} is stopped", err=True)

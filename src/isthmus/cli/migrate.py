@@ -325,8 +325,17 @@ async def _resume(guest: str | None, use: str, as_json: bool) -> None:
     ]
     if not paths:
         click.echo("nothing was cut short", err=True)
+    failed: IsthmusError | None = None
     for path in paths:
-        _show(await recover(store, path, use=use), as_json)
+        try:
+            _show(await recover(store, path, use=use), as_json)
+        except IsthmusError as error:
+            # The others are not to wait for this one.
+            if failed is not None:
+                click.echo(f"isthmus: error: {failed}", err=True)
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _observer(quiet: bool) -> Observer:

@@ -35,6 +35,7 @@ class Situation(Value, frozen=True):
 
     ``failed``: verification found that the guest does not live on the destination.
     ``traceless``: the destination has provably written to no disk.
+    ``rolling_back``: to roll back was decided and written down already, and perhaps half done.
     ``split``: the guest runs at the destination by postcopy, and not all its memory is there: no
     copy is whole until the rest has followed.
     """
@@ -44,6 +45,7 @@ class Situation(Value, frozen=True):
     destination: Copy
     failed: bool = False
     traceless: bool = False
+    rolling_back: bool = False
     split: bool = False
 
 
@@ -63,6 +65,8 @@ def decide(situation: Situation) -> Decision:
         return _in_two(situation)
     if situation.source is Copy.UNREACHABLE:
         return _decision(Action.HOLD, "the source does not answer and may be running")
+    if situation.rolling_back and situation.source in _WHOLE:
+        return _decision(Action.ROLL_BACK, "rolling back had begun")
     if situation.phase in MAY_HAVE_RUN:
         return _after_start(situation)
     return _before_start(situation)
@@ -87,7 +91,9 @@ def _after_start(situation: Situation) -> Decision:
     verified = situation.phase in {Phase.COMMITTING, Phase.COMMITTED}
     if destination is Copy.UNREACHABLE:
         return _decision(Action.HOLD, "the destination does not answer and may be running")
-    if situation.source is Copy.RUNNING and destination is not Copy.DEAD:
+    if situation.source is Copy.RUNNING:
+        if destination is Copy.DEAD:
+            return _decision(Action.ROLL_BACK, "the source runs and the destination is gone")
         return _decision(Action.HOLD, "the source runs although the destination was started")
     if destination in _WHOLE and (verified or not situation.failed):
         return _decision(Action.FINISH, "the destination holds the guest")

@@ -16,9 +16,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
-from qemu.qmp import EventListener
 
-from isthmus.errors import HypervisorError, IsthmusError, RolledBackError, UndecidedError
+from isthmus.errors import (
+    HypervisorError,
+    IsthmusError,
+    LostError,
+    RolledBackError,
+    UndecidedError,
+)
 from isthmus.hypervisor.qemu import process, stream, through_file
 from isthmus.hypervisor.qemu.monitor import MonitorGoneError
 from isthmus.hypervisor.qemu.through_file import Deposit
@@ -26,7 +31,7 @@ from isthmus.migration import arrival
 from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
 from isthmus.migration.ending import brought_to_end
 from isthmus.migration.options import Observer, Options, Progress
-from isthmus.migration.phases import MAY_HAVE_RUN, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, UNTOUCHED, Phase
 from isthmus.migration.record import (
     Figures,
     Journal,
@@ -77,9 +82,11 @@ async def move(
     """Move one guest; returns the record of a committed migration.
 
     :param checkpoint: awaited after each phase is entered; tests make faults there.
-    :param adopt: called when the destination has become the guest, before the source is destroyed.
+    :param adopt: called when the destination is the guest and the source is destroyed.
     :raises RolledBackError: it failed, and the guest runs on its source.
     :raises UndecidedError: both copies are held for the operator.
+    :raises LostError: no copy is left.
+    :raises IsthmusError: the guest runs on its destination, and the move could not be closed.
     """
     run = _Run(Journal.create(journals, plan), options, observer, checkpoint, adopt, ends)
     try:
@@ -113,6 +120,7 @@ async def resume(
     :param use: the operator's choice of the copy that goes on: ``source`` or ``destination``.
 
     :raises UndecidedError: both copies are held for the operator.
+    :raises LostError: no copy is left.
     """
     run = _Run(Journal.reopen(path), options, observer, nothing, adopt, ends)
     return await brought_to_end(run, use)
@@ -208,8 +216,8 @@ class _Run:
             await self.enter(Phase.SWITCHED)
             await self._arrived()
             await self._start()
-            resumed = await _last_stamp(resumes, patience_s=5.0)
-            stopped = await _last_stamp(stops, patience_s=0.0)
+            resumed = await stream.last_stamp(resumes, patience_s=5.0)
+            stopped = await stream.last_stamp(stops, patience_s=0.0)
         if plan.dial:  # stamps of two machines are of two clocks, which nobody has compared
             resumed = stopped = None
         final = await stream.measured(source)
@@ -310,18 +318,29 @@ class _Run:
             return True
 
     async def commit(self) -> None:
-        """The destination has proved itself: it is the guest, and the source is destroyed."""
-        await self.enter(Phase.COMMITTING)
-        self.adopt(self.journal.record)
-        await self.source.destroy()
-        self._forget_file()
-        await self.enter(Phase.COMMITTED)
+        """The destination has proved itself: the source is destroyed, and it is the guest.
+
+        :raises IsthmusError: that could not be brought to its end; recovery does it later.
+        """
+        try:
+            await self.enter(Phase.COMMITTING)
+            await self.source.destroy()
+            # Not before: until then the guest may have to go back.
+            self.adopt(self.journal.record)
+            self._forget_file()
+            await self.enter(Phase.COMMITTED)
+        except (IsthmusError, OSError) as error:
+            raise IsthmusError(
+                f"the guest runs on its destination, but the move could not be closed: {error}",
+                remedy="mend that, then isthmus migrate --resume",
+            ) from error
 
     async def settle(self, error: BaseException) -> None:
         """Bring a migration that did not go on to an end that is safe.
 
         :raises RolledBackError: the guest runs on its source.
-        :raises UndecidedError: both copies are held, or none is left.
+        :raises UndecidedError: both copies are held.
+        :raises LostError: no copy is left.
         """
         why = (str(error) or "interrupted") + await self._last_words(error)
         situation = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
@@ -332,14 +351,25 @@ class _Run:
                 return
             if decision.action is Action.ROLL_BACK:
                 await self._roll_back(why)
-        except RolledBackError:
-            raise
+        except _DeadOnArrivalError as dead:
+            if not situation.failed:
+                await self.settle(dead)
+                return
+            decision = Decision(action=Action.HOLD, reason=f"{decision.reason}; {dead}")
         except (IsthmusError, OSError) as worse:
             decision = Decision(action=Action.HOLD, reason=f"{decision.reason}; {worse}")
         else:
             if decision.action is Action.ROLL_BACK:
+                untouched = situation.phase in UNTOUCHED
                 raise RolledBackError(
-                    f"{why}; the guest runs on its source", remedy="nothing was lost"
+                    f"{why}; the guest {'was not touched' if untouched else 'runs on its source'}",
+                    remedy="nothing was lost",
+                ) from error
+            if decision.action is Action.LOST:
+                await self._lose(f"{why}; {decision.reason}")
+                raise LostError(
+                    f"{why}; {decision.reason}: the guest is lost",
+                    remedy="isthmus guest stop takes away what is left of it",
                 ) from error
         deposit = self.journal.record.plan.deposit
         if deposit is not None and deposit.path.exists():
@@ -362,6 +392,8 @@ class _Run:
         phase = self.journal.record.reached
         source = await self.source.state()
         destination = await self.destination.state()
+        if source is Copy.DEAD and destination is Copy.PARTIAL and phase not in UNTOUCHED:
+            destination = await self.destination.loaded()
         if failed and destination is Copy.RUNNING:
             with contextlib.suppress(IsthmusError):
                 await self.destination.stop()
@@ -372,6 +404,7 @@ class _Run:
             destination=destination,
             failed=failed,
             traceless=await self._traceless(phase, destination),
+            rolling_back=self.journal.record.rolling_back,
         )
 
     async def _traceless(self, phase: Phase, destination: Copy) -> bool:
@@ -389,9 +422,16 @@ class _Run:
 
     async def _finish(self, situation: Situation) -> None:
         if situation.phase not in {Phase.COMMITTING, Phase.COMMITTED}:
-            if self.destination.side.translator is not None and self.armed is None:
-                self.armed = await TranslatorClient.connect(self.destination.side.translator)
-            if situation.destination is Copy.HELD:
+            held = situation.destination is Copy.HELD
+            folder = self.destination.side.translator
+            if folder is not None and self.armed is None:
+                try:
+                    self.armed = await TranslatorClient.connect(folder)
+                except TranslatorError:
+                    self.armed = await self._spawn(folder / "gdb.sock", folder)
+                    if not held:
+                        await self.armed.take_over()
+            if held:
                 await self._prepare_rewriting()
                 await self._start()
             else:
@@ -401,25 +441,17 @@ class _Run:
         await self.commit()
 
     async def _last_words(self, error: BaseException) -> str:
-        """What a destination of ours that has died said last.
+        """What a destination that has ended said last.
 
         One that has just closed its monitor is given a moment to end: its reason comes with it.  So
         is one that has broken off the stream, where nobody waits for that: the source runs.
         """
-        side = self.destination.side
-        if side.directory is None or side.identity is None:
-            return ""
         ending = isinstance(error, MonitorGoneError) or (
             isinstance(error, stream.StreamFailedError)
             and await self.source.state() is Copy.RUNNING
         )
-        deadline = time.monotonic() + (ENDING_S if ending else 0)
-        while side.identity.alive():
-            if time.monotonic() >= deadline:
-                return ""
-            await asyncio.sleep(0.02)
-        said = process.last_words(side.directory / "qemu.log")
-        return f" (the destination ended: {said})"
+        said = await self.destination.last_words(patience_s=ENDING_S if ending else 0)
+        return f" (the destination ended: {said})" if said else ""
 
     async def _roll_back(self, why: str) -> None:
         self._note(Phase.ROLLING_BACK, why)
@@ -428,9 +460,16 @@ class _Run:
                 await self.armed.close()
             self.armed = None
         await self.destination.destroy()
-        await self.source.resume()
+        if self.journal.record.reached not in UNTOUCHED:
+            await self.source.resume()
         self._forget_file()
         self._note(Phase.ROLLED_BACK)
+
+    async def _lose(self, why: str) -> None:
+        """No copy is left: end what is left of the destination, which can never be whole."""
+        with contextlib.suppress(IsthmusError, OSError):
+            await self.destination.destroy()
+        self._note(Phase.LOST, why)
 
     def _forget_file(self) -> None:
         """Remove what the guest went through, now that one copy of it is the guest."""
@@ -465,19 +504,3 @@ def _file(folder: Path | None, name: str) -> Path | None:
     """That file of the destination, which writes it from its start, or None."""
     path = folder / name if folder is not None else None
     return path if path is not None and path.exists() else None
-
-
-async def _last_stamp(events: EventListener, *, patience_s: float) -> float | None:
-    """The time of the latest event that has come, in Unix seconds by QEMU's own clock."""
-    latest: float | None = None
-    deadline = time.monotonic() + patience_s
-    while latest is None or not events.empty():
-        if events.empty():
-            if time.monotonic() >= deadline:
-                break
-            await asyncio.sleep(0.001)
-            continue
-        stamp = (await events.get()).get("timestamp")
-        if isinstance(stamp, dict):
-            latest = float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
-    return latest

@@ -257,6 +257,7 @@ class Hosts:
         with guest_lock(self.store.locks, name):
             guest = self.store.read(name)
             require_at_rest(self.store, name)
+            await _revive(guest)
             by = self.served(guest, host, translate=options.translate is not False)
             rewrite = options.rewrite and options.translate is not False
             verdict = self._judge(guest, host, by, accepted, rewrite=rewrite)
@@ -468,7 +469,8 @@ async def revive_translators(store: GuestStore) -> list[str]:
                 held.enter_context(guest_lock(store.locks, name))
             except IsthmusError:
                 continue
-            if await _revive(store.read(name)):
+            # Which copy may run is for its recovery to say: the stale one would run beside it.
+            if not unfinished(store, name) and await _revive(store.read(name)):
                 helped.append(name)
     return helped
 

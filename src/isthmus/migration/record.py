@@ -130,6 +130,16 @@ class MigrationRecord(Value, frozen=True):
         )
 
     @property
+    def rolling_back(self) -> bool:
+        """Whether rolling back was begun and nothing went on since."""
+        for step in reversed(self.steps):
+            if step.phase not in {Phase.UNDECIDED, Phase.ROLLING_BACK}:
+                return False
+            if step.phase is Phase.ROLLING_BACK:
+                return True
+        return False
+
+    @property
     def error(self) -> str:
         """Why the migration did not go on, empty if it did."""
         return next((step.why for step in reversed(self.steps) if step.why), "")

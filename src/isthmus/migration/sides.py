@@ -18,8 +18,10 @@ from isthmus.hypervisor.qemu import process, stream
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
 from isthmus.migration.decision import Copy
 from isthmus.migration.record import Plan, Side
-from isthmus.translate.service import TranslatorClient
+from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 
+LOADING_S = 30.0
+"""How long a destination whose source has died may still load what had reached it."""
 RESUME_S = 5.0
 """How long a source that was told to run may show another state."""
 _RUNNING = frozenset({"running", "debug"})  # "debug": in a trap of the translator
@@ -112,6 +114,7 @@ class _End:
             await asyncio.to_thread(self.side.identity.kill)
         for _ in range(100):
             if await self.state() is Copy.DEAD:
+                _sweep(self.side.directory)
                 return
             await asyncio.sleep(0.05)
         raise HypervisorError(f"{self.side.qmp}: that QEMU does not end", remedy="end it by hand")
@@ -123,6 +126,12 @@ class _End:
                 await self.translator.close()
         if self._monitor is not None:
             await self._monitor.close()
+
+
+def _sweep(folder: Path | None) -> None:
+    """Remove the sockets of a process of ours that was killed; what it has written stays."""
+    for path in folder.glob("*.sock") if folder is not None else ():
+        path.unlink(missing_ok=True)
 
 
 class Source(_End):
@@ -184,12 +193,12 @@ class Source(_End):
 
         :raises HypervisorError: QEMU does not let it run.
         """
-        await self.attach()
+        await self.connect()
         # QEMU resumes by itself when a precopy fails, so wait for its verdict before asking.
         with contextlib.suppress(CommandRefusedError):
             await stream.cancel(self.monitor)
-        if self.translator is not None:
-            await self.translator.resume()
+        if self.side.translator is not None:
+            await self._resume_served(self.side.translator)
         elif await self.monitor.status() != "running":
             await self.monitor.execute("cont")
         # Under translation it may be looked at in the middle of a trap.
@@ -199,6 +208,22 @@ class Source(_End):
                 await asyncio.sleep(0.02)
                 continue
             raise HypervisorError(f"the source did not resume its guest: it is {state}")
+
+    async def _resume_served(self, folder: Path) -> None:
+        """Let the guest run, served by its translator, or by a new one if that has died."""
+        if self.translator is not None:
+            with contextlib.suppress(TranslatorError):
+                await self.translator.resume()
+                return
+            await self.translator.close()
+            self.translator = None
+        try:
+            self.translator = await TranslatorClient.connect(folder)
+        except TranslatorError:
+            self.translator = await spawn(folder / "gdb.sock", folder)
+            await self.translator.take_over()
+        else:
+            await self.translator.resume()
 
 
 class Destination(_End):
@@ -268,6 +293,32 @@ class Destination(_End):
             await self.translator.hold()
         else:
             await self.monitor.execute("stop")
+
+    async def loaded(self) -> Copy:
+        """The state of this copy once it has loaded what its dead source had sent.
+
+        All of the guest may be on its way in the connection; else QEMU sees its end, and gives up.
+        """
+        deadline = time.monotonic() + LOADING_S
+        while (state := await self.state()) is Copy.PARTIAL:
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(0.1)
+        return state
+
+    async def last_words(self, *, patience_s: float) -> str:
+        """What a process of ours that has ended said last, empty for one that lives.
+
+        :param patience_s: how long it is given to end.
+        """
+        if self.side.directory is None or self.side.identity is None:
+            return ""
+        deadline = time.monotonic() + patience_s
+        while self.side.identity.alive():
+            if time.monotonic() >= deadline:
+                return ""
+            await asyncio.sleep(0.02)
+        return process.last_words(self.side.directory / "qemu.log")
 
     async def touched_disk(self) -> bool:
         """Whether the guest has written to any disk since this process was started."""

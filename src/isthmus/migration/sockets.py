@@ -4,6 +4,7 @@ Nothing is known of how either QEMU was started, so both are asked what CPU they
 words of the vCPUs must be equal, bit for bit (QEMU: target/i386/cpu.c, property ``feature-words``).
 """
 
+import contextlib
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -11,12 +12,20 @@ from typing import Any
 
 from isthmus.cpu.features import by_cpuid
 from isthmus.errors import RefusedError
+from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.monitor import Monitor
-from isthmus.hypervisor.qemu.process import private_directory
+from isthmus.hypervisor.qemu.process import ProcessIdentity, private_directory
 from isthmus.migration import engine
 from isthmus.migration.options import Observer, Options
-from isthmus.migration.record import MigrationRecord, Plan, Side, guest_lock, new_id
+from isthmus.migration.record import (
+    MigrationRecord,
+    Plan,
+    Side,
+    guest_lock,
+    new_id,
+    require_none_pending,
+)
 
 RULE = "cpu-differs"
 _IDENTITY = ("vendor", "family", "model", "stepping", "level", "xlevel")
@@ -46,7 +55,14 @@ async def move_by_socket(
             " --translate",
         )
     name = str(source)
-    with guest_lock(store.locks, name):
+    with contextlib.ExitStack() as held:
+        held.enter_context(guest_lock(store.locks, name))
+        found = {process.serving(path): path for path in (source, destination)}
+        for one, path in found.items():
+            if one is not None:
+                _require_free(store, path, one)
+                # One QEMU may have several monitors, so several names.
+                held.enter_context(guest_lock(store.locks, f"qemu-{one.pid}-{one.start_ticks}"))
         if RULE not in accepted:
             await _same_cpu(source, destination)
         identity = new_id()
@@ -65,6 +81,25 @@ async def move_by_socket(
             )
         finally:
             stream.unlink(missing_ok=True)
+
+
+def _require_free(store: GuestStore, path: Path, one: ProcessIdentity) -> None:
+    """Refuse what another kind of move, or an earlier one that has not ended, has to do with.
+
+    :raises RefusedError: it is a guest that has a name here, and a file that a move has to change.
+    :raises IsthmusError: an earlier migration of that process has not ended.
+    """
+    for name in store.names():
+        if store.read(name).process.identity == one:
+            raise RefusedError(
+                f"{path}: that is the guest {name}", remedy=f"isthmus migrate {name} --to HOST"
+            )
+
+    def concerns(plan: Plan) -> bool:
+        ends = (plan.source.qmp, plan.destination.qmp)
+        return any(end == path or (end and process.serving(end) == one) for end in ends)
+
+    require_none_pending(store.journals, str(path), concerns)
 
 
 async def _same_cpu(source: Path, destination: Path) -> None:

@@ -14,7 +14,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -340,6 +342,18 @@ def find(directory: Path) -> ProcessIdentity | None:
     For a starter that was killed before it could write down whom it had started.
     """
     return next(iter(mentioning(directory / "qmp.sock")), None)
+
+
+def serving(path: Path) -> ProcessIdentity | None:
+    """The process that listens at a UNIX socket, None where nobody does (unix(7), SO_PEERCRED)."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        try:
+            asking.settimeout(1)
+            asking.connect(os.fsencode(path))
+            found = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            return ProcessIdentity.of(struct.unpack("3i", found)[0])
+        except (OSError, ValueError):
+            return None
 
 
 def mentioning(path: Path) -> list[ProcessIdentity]:

@@ -19,6 +19,7 @@ lost, and the guest span for ever.  KVM's dirty log is kept by the kernel and ne
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -234,3 +235,19 @@ async def set_capabilities(monitor: Monitor, wanted: dict[str, bool]) -> None:
         "migrate-set-capabilities",
         {"capabilities": [{"capability": name, "state": on} for name, on in wanted.items()]},
     )
+
+
+async def last_stamp(events: EventListener, *, patience_s: float) -> float | None:
+    """The time of the latest event that has come, in Unix seconds by QEMU's own clock."""
+    latest: float | None = None
+    deadline = time.monotonic() + patience_s
+    while latest is None or not events.empty():
+        if events.empty():
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(0.001)
+            continue
+        stamp = (await events.get()).get("timestamp")
+        if isinstance(stamp, dict):
+            latest = float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+    return latest
