@@ -1,8 +1,11 @@
 """Source packages of apt's lists are read with their checksums, and laid out with their patches."""
 
 import io
+import os
 import shutil
+import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,34 @@ def test_versions_come_newest_first_with_their_checksums(monkeypatch: pytest.Mon
     newest, older = sources.versions("xen", HERE)
     assert (newest.version, newest.sums) == ("4.17.10-1", ("cccc",))
     assert (older.version, older.sums) == ("4.17.5-1", ("aaaa", "bbbb"))
+
+
+def test_lists_of_ones_own_are_fetched_again_when_they_are_old(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An archive forgets the packages that its newer lists do not name."""
+    updates: list[int] = []
+    answers = [100, 0, 100]  # apt's exit codes: no network at first, and at last
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        updates.append(answers.pop(0))
+        if updates[-1] == 0:
+            (tmp_path / "lists" / "archive_main_binary-amd64_Packages").touch()
+        return subprocess.CompletedProcess(command, updates[-1], "", "")
+
+    monkeypatch.setattr(packages, "_run", run)
+
+    def lists() -> packages.Lists | None:
+        return packages.private_lists(tmp_path, "deb file:/ trixie main", "Packages")
+
+    assert lists() is None
+    assert lists() is not None
+    assert lists() is not None
+    assert updates == [100, 0]
+    old = time.time() - packages.FRESH_S - 60
+    os.utime(tmp_path / "fetched", (old, old))
+    assert lists() is not None  # the old ones: better than none
+    assert updates == [100, 0, 100]
 
 
 PATCH = b"--- a/word\n+++ b/word\n@@ -1 +1 @@\n-upstream\n+debian\n"

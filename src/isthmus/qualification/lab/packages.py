@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -29,8 +30,10 @@ MAX_MEMBER_BYTES = 256 << 20
 MAX_MEMBERS = 200_000
 APT_TIMEOUT_S = 60
 DOWNLOAD_TIMEOUT_S = 900
+FRESH_S = 24 * 3600
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 """Debian's keys, where its package puts them (debian-archive-keyring)."""
+_ANY_ERROR = ("-o", "APT::Update::Error-Mode=any")  # else a list that did not come is a warning
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -151,7 +154,9 @@ def of_suite(suite: str, folder: Path) -> Lists | None:
 
 
 def private_lists(folder: Path, sources: str, kind: str) -> Lists | None:
-    """Lists of apt's own in ``folder``, fetched there once; None where they cannot be had.
+    """Lists of apt's own in ``folder``, fetched there daily; None where they cannot be had.
+
+    An archive forgets the packages that its newer lists do not name.
 
     :param sources: what apt reads as its sources.list(5).
     :param kind: of the lists that must come, as apt ends their names: ``Packages``, ``Sources``.
@@ -175,12 +180,14 @@ def private_lists(folder: Path, sources: str, kind: str) -> Lists | None:
             for word in ("-o", setting)
         )
     )
-    pattern = f"*_{kind}*"
-    fetched = any((folder / "lists").glob(pattern))
-    if not fetched:
-        done = _run(["apt-get", "-q", *lists.options, "update"], cwd=None, timeout=APT_TIMEOUT_S)
-        fetched = done.returncode == 0 and any((folder / "lists").glob(pattern))
-    return lists if fetched else None
+    stamp = folder / "fetched"  # the lists themselves have the archive's times
+    if not stamp.exists() or time.time() - stamp.stat().st_mtime > FRESH_S:
+        with contextlib.suppress(EnvironmentLackError):
+            command = ["apt-get", "-q", *lists.options, *_ANY_ERROR, "update"]
+            if _run(command, cwd=None, timeout=APT_TIMEOUT_S).returncode == 0:
+                stamp.touch()
+    # Old ones are better than none, where the network is away.
+    return lists if any((folder / "lists").glob(f"*_{kind}*")) else None
 
 
 def _archive() -> str | None:
