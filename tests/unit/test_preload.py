@@ -51,6 +51,16 @@ def test_a_program_lives_that_would_die(probe: Path, what: str) -> None:
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 
+def test_its_sources_are_free_of_warnings() -> None:
+    """A line under an if without braces was once taken for a part of it."""
+    translate = library().parent
+    sources = sorted((translate / "process").glob("*.c"))
+    assert sources
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
+    flags += ["-I", str(translate / "core")]
+    subprocess.run(["gcc", *flags, "-fsyntax-only", *sources], check=True)
+
+
 def test_ud2_still_kills(probe: Path) -> None:
     assert ran("--", probe, "ud2").returncode == -signal.SIGILL
 

@@ -90,10 +90,11 @@ static void give_state(const struct isthmus_machine *machine, const struct isthm
         memcpy((uint8_t *)frame + ymm_offset, machine->ymm_high, sizeof machine->ymm_high);
         frame->present |= AVX;
     }
-    if (all->touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX | ISTHMUS_WROTE_X87))
+    if (all->touched & (ISTHMUS_WROTE_MMX | ISTHMUS_EMPTIED_MMX | ISTHMUS_WROTE_X87)) {
         give_x87_image(machine, all, &frame->x87);
         if (frame->magic1 == MAGIC1)
             frame->present |= X87;
+    }
 }
 
 static void set_keys(uint32_t rights) /* WRPKRU; the program's own rights are in the frame */
