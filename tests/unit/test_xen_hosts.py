@@ -68,8 +68,30 @@ def test_the_state_of_each_domain_is_read() -> None:
     assert not listed["web--migratedaway"].down
     assert listed["dead"].down == "crashed"
     assert not listed["dead"].suspended
-    assert listed["(null)"].gone
-    assert listed["(null)"].paused
+    assert listed["(null) 6"].gone
+    assert listed["(null) 6"].paused
+
+
+VERBOSE = """\
+Name                                        ID   Mem VCPUs\tState\tTime(s)   UUID  \
+Reason-Code\tSecurity Label
+Domain-0                                     0   560     1     r-----     154.2 \
+00000000-0000-0000-0000-000000000000        -                -
+web                                          5    96     1     ---ss-       1.0 \
+4b8b6f7e-3a3c-4cf4-a5c2-ae4e5b0f7d6a        3                -
+"""
+
+
+def test_the_uuid_of_each_domain_is_read() -> None:
+    listed = parse_list(VERBOSE)
+    assert listed["web"].uuid == "4b8b6f7e-3a3c-4cf4-a5c2-ae4e5b0f7d6a"
+    assert listed["web"].suspended
+
+
+@pytest.mark.parametrize("text", ["", LIST.splitlines()[0], LIST.replace("Domain-0 ", "")[:200]])
+def test_a_listing_without_dom0_tells_of_nobody(text: str) -> None:
+    with pytest.raises(HypervisorError, match="does not tell of dom0"):
+        parse_list(text)
 
 
 def test_a_host_tells_its_release_and_what_it_offers() -> None:
