@@ -61,7 +61,7 @@ from isthmus.translate.xen.report import read_report
 
 PLATFORM = "xen"
 
-RESUMING_S = 60.0
+RESUMING_S = 180.0
 """How long a source may take to let its copy go on once its ``xl`` has been told."""
 
 

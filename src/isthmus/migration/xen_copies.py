@@ -23,7 +23,7 @@ TELLING_S = 20.0
 """For how long a host is asked again that is reached and does not tell: a tool of its dom0 may fail
 once, and a guest that comes has no name at first."""
 
-DESTROY_TIMEOUT_S = 60.0
+DESTROY_TIMEOUT_S = 180.0
 """How long a host may take to destroy a guest for which it has been asked to."""
 
 # xl has a command for it since 4.20 (tools/xl/xl_cmdtable.c); older hosts have bindings of libxc
