@@ -20,7 +20,7 @@ from isthmus.places import cache_folder
 from isthmus.qualification.xen.guest import reports
 from isthmus.qualification.xen.host import image
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 AMD, INTEL = "opteron3", "nehalem"
 GUEST = "byssh"

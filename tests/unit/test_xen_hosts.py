@@ -34,16 +34,20 @@ xen_version            : 4.17.5
 """
 
 
-def policies(vendor: str, level: int, xlevel: int) -> str:
+def policies(
+    vendor: str, level: int, xlevel: int, *, platform_info: int = 0, subleaf: int | None = None
+) -> str:
     """The output of xen-cpuid -p for a host with no features."""
     words = [vendor[n : n + 4].encode() for n in (0, 8, 4)]
     ebx, ecx, edx = (int.from_bytes(word, "little") for word in words)
     leaves = (
         f"  00000000:ffffffff -> {level:08x}:{ebx:08x}:{ecx:08x}:{edx:08x}\n"
-        f"  80000000:ffffffff -> {xlevel:08x}:00000000:00000000:00000000\n"
+        + (f"  00000007:00000000 -> {subleaf:08x}:{0:08x}:{0:08x}:{0:08x}\n" if subleaf else "")
+        + f"  80000000:ffffffff -> {xlevel:08x}:00000000:00000000:00000000\n"
     )
     return "".join(
-        f"{kind} policy: 2 leaves, 1 MSRs\n CPUID:\n{leaves} MSRs:\n  000000ce -> {0:016x}\n"
+        f"{kind} policy: 2 leaves, 1 MSRs\n CPUID:\n{leaves}"
+        f" MSRs:\n  000000ce -> {platform_info:016x}\n"
         for kind in ("Raw", "Host", "PV Max", "HVM Max", "PV Default", "HVM Default")
     )
 
@@ -68,8 +72,30 @@ def test_the_state_of_each_domain_is_read() -> None:
     assert not listed["web--migratedaway"].down
     assert listed["dead"].down == "crashed"
     assert not listed["dead"].suspended
-    assert listed["(null)"].gone
-    assert listed["(null)"].paused
+    assert listed["(null) 6"].gone
+    assert listed["(null) 6"].paused
+
+
+VERBOSE = """\
+Name                                        ID   Mem VCPUs\tState\tTime(s)   UUID  \
+Reason-Code\tSecurity Label
+Domain-0                                     0   560     1     r-----     154.2 \
+00000000-0000-0000-0000-000000000000        -                -
+web                                          5    96     1     ---ss-       1.0 \
+4b8b6f7e-3a3c-4cf4-a5c2-ae4e5b0f7d6a        3                -
+"""
+
+
+def test_the_uuid_of_each_domain_is_read() -> None:
+    listed = parse_list(VERBOSE)
+    assert listed["web"].uuid == "4b8b6f7e-3a3c-4cf4-a5c2-ae4e5b0f7d6a"
+    assert listed["web"].suspended
+
+
+@pytest.mark.parametrize("text", ["", LIST.splitlines()[0], LIST.replace("Domain-0 ", "")[:200]])
+def test_a_listing_without_dom0_tells_of_nobody(text: str) -> None:
+    with pytest.raises(HypervisorError, match="does not tell of dom0"):
+        parse_list(text)
 
 
 def test_a_host_tells_its_release_and_what_it_offers() -> None:
@@ -128,6 +154,36 @@ def test_more_leaves_than_the_host_has_are_refused_in_xens_words() -> None:
     back, note = admission(GUEST, intel.offers["PV"], intel, amd)
     assert "Failed to set CPUID policy: leaf 00000000" in back.notice
     assert note.severity is Severity.NOTE
+
+
+def faulting(vendor: str, platform_info: int) -> Host:
+    """A host with or without CPUID faulting."""
+    return host_from("xen:///", INFO, policies(vendor, 5, 0x80000001, platform_info=platform_info))
+
+
+def test_cpuid_faulting_is_taken_out_on_the_way_to_amd_and_refused_elsewhere() -> None:
+    """Intel's hosts from Ivy Bridge on give it to each PV guest; Xen compares it."""
+    born, amd, old = faulting("GenuineIntel", 1 << 31), host(), host("GenuineIntel")
+    shown = born.offers["PV"]
+    note = admission(GUEST, shown, born, amd)[0]
+    assert (note.rule, note.severity) == ("xen-cpuid-faulting-rewritten", Severity.NOTE)
+    for there, filtered in ((amd, False), (old, True)):
+        refused = admission(GUEST, shown, born, there, filtered=filtered)[0]
+        assert refused.rule == "xen-cpuid-faulting"
+        assert refused.severity is Severity.REFUSE
+        assert "msr 000000ce" in refused.notice
+    assert not admission(GUEST, shown, born, born)
+
+
+def test_more_subleaves_than_the_host_has_are_refused() -> None:
+    def with_subleaf(vendor: str, subleaf: int) -> Host:
+        return host_from("xen:///", INFO, policies(vendor, 7, 0x80000001, subleaf=subleaf))
+
+    amd, intel = with_subleaf("AuthenticAMD", 2), with_subleaf("GenuineIntel", 1)
+    (found,) = admission(GUEST, amd.offers["PV"], amd, intel)
+    assert "Failed to set CPUID policy: leaf 00000007, subleaf 00000000" in found.notice
+    assert found.severity is Severity.REFUSE
+    assert not admission(GUEST, intel.offers["PV"], amd, intel)
 
 
 def test_without_the_filter_a_guest_born_on_intel_is_refused() -> None:

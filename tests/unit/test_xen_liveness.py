@@ -1,5 +1,8 @@
 """A guest that died, or spins without a word, is told from one that lives."""
 
+import pytest
+
+from isthmus.errors import HypervisorError
 from isthmus.hypervisor.xen.host import Domain
 from isthmus.hypervisor.xen.liveness import SAMPLES, Look, dead, look_from, stuck
 
@@ -24,7 +27,7 @@ def looks(state: str, *places: int) -> list[Look]:
 
 
 def test_a_look_is_read() -> None:
-    one = look_from(SAID, "web")
+    one = look_from(SAID, "web", 3)
     assert one.domain is not None
     assert one.domain.number == 3
     assert one.positions == (0xFFFFFFFF81A5F3AA, 0xFFFFFFFF81A5F3BB)
@@ -33,7 +36,17 @@ def test_a_look_is_read() -> None:
 
 
 def test_a_guest_that_is_not_listed_is_gone() -> None:
-    assert dead(look_from(SAID, "other")) == "the guest is gone"
+    assert dead(look_from(SAID, "other", 3)) == "the guest is gone"
+
+
+def test_a_guest_that_was_started_anew_is_not_the_one_that_came() -> None:
+    assert dead(look_from(SAID, "web", 2)) == "the guest is gone"
+
+
+def test_a_listing_that_tells_nothing_is_no_word_of_a_death() -> None:
+    """A tool of dom0 that died (status 139 in the lab) printed nothing."""
+    with pytest.raises(HypervisorError, match="does not tell"):
+        look_from("---\n---\n", "web", 3)
 
 
 def test_a_crash_is_told_by_its_state_and_by_its_console() -> None:

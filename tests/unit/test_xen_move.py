@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 from test_xen_hosts import INFO, policies
-from xen_stand_in import FakeHost
+from xen_stand_in import UUID, FakeHost
 
 from isthmus.errors import InputError, IsthmusError, RefusedError, RolledBackError, UndecidedError
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen.runner import Runner
-from isthmus.migration import xen, xen_copies
+from isthmus.migration import xen, xen_copies, xen_recovery
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import Phase
 from isthmus.migration.platforms import Request
@@ -47,6 +47,7 @@ class Hosts:
         self.intel.start()
         ways = {host.address: host.runner for host in (self.intel, self.amd)}
         monkeypatch.setattr(xen, "runner_of", ways.__getitem__)
+        monkeypatch.setattr(xen_recovery, "VERIFY_S", 0.2)
 
     def request(self, *, verify_s: float = 0.2, **more: object) -> Request:
         return Request(
@@ -258,6 +259,28 @@ def test_a_destination_that_is_lost_after_the_start_is_the_operators_to_judge(
     assert hosts.intel.guests() == ALIVE
 
 
+def test_a_tool_that_fails_now_and_then_ends_no_guest(hosts: Hosts) -> None:
+    """In the lab an ``xl list`` died on the destination, and its guest was taken for gone."""
+    record = hosts.move(at(Phase.VERIFYING, lambda: hosts.amd.does("stumble", times=2)))
+    assert record.phase is Phase.COMMITTED
+    assert hosts.amd.guests() == ALIVE
+    assert not hosts.intel.guests()
+
+
+def test_a_host_that_does_not_tell_is_the_operators_to_judge(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_copies, "TELLING_S", 1.0)
+    with pytest.raises(UndecidedError, match="does not answer and may be running"):
+        hosts.move(at(Phase.VERIFYING, lambda: hosts.amd.does("stumble", times=999)))
+    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
+    assert hosts.amd.guests() == ALIVE
+    hosts.amd.does("stumble", times=0)
+    assert hosts.recover().phase is Phase.COMMITTED
+    assert hosts.amd.guests() == ALIVE
+    assert not hosts.intel.guests()
+
+
 KILLED = """
 import asyncio, os, signal, sys
 sys.path[:0] = {paths!r}
@@ -315,6 +338,101 @@ def test_a_killed_movers_guest_goes_on_although_the_destination_is_lost(
     assert hosts.recover().phase is Phase.ROLLED_BACK
     assert "no route" in hosts.record.error
     assert hosts.intel.guests() == ALIVE
+
+
+def test_a_mover_killed_while_it_rolled_back_does_not_leave_the_dead_copy(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """The guest spins at the destination, which its state does not tell."""
+    hosts.amd.does("spin")
+    killed_in("rolling-back", tmp_path)
+    settled(hosts)
+    assert hosts.amd.guests() == {"web": "r-----"}
+    assert hosts.recover().phase is Phase.ROLLED_BACK
+    assert hosts.intel.guests() == ALIVE
+    assert not hosts.amd.guests()
+
+
+def test_recovery_verifies_before_it_gives_the_source_up(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.amd.does("spin")
+    killed_in("verifying", tmp_path)
+    settled(hosts)
+    record = hosts.recover()
+    assert record.phase is Phase.ROLLED_BACK
+    assert "is never idle" in record.error
+    assert hosts.intel.guests() == ALIVE
+    assert not hosts.amd.guests()
+
+
+def test_recovery_leaves_a_dead_guest_with_a_disk_to_the_operator(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    hosts.amd.does("spin")
+    (hosts.intel.folder / "disks").write_text('[{"vdev": "xvda"}]')
+    killed_in("verifying", tmp_path)
+    settled(hosts)
+    for _ in range(2):
+        with pytest.raises(UndecidedError, match="may have written to its disk"):
+            hosts.recover()
+        assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
+    assert hosts.recover("source").phase is Phase.ROLLED_BACK
+    assert hosts.intel.guests() == ALIVE
+
+
+@pytest.mark.parametrize(("use", "phase"), [("source", "committing"), ("destination", "moving")])
+def test_the_operator_cannot_choose_a_copy_that_is_not_there(
+    hosts: Hosts, tmp_path: Path, use: str, phase: str
+) -> None:
+    killed_in(phase, tmp_path)
+    settled(hosts)
+    if use == "source":
+        (hosts.intel.folder / "guest-web--migratedaway").unlink()
+    before = hosts.intel.guests(), hosts.amd.guests()
+    with pytest.raises(UndecidedError, match=f"the {use} has no copy that could go on"):
+        hosts.recover(use)
+    assert (hosts.intel.guests(), hosts.amd.guests()) == before
+    hosts.recover()
+    assert hosts.record.final
+
+
+@pytest.mark.parametrize("use", ["source", "destination"])
+def test_of_two_copies_the_one_that_was_not_chosen_ends_first(
+    hosts: Hosts, tmp_path: Path, use: str
+) -> None:
+    """Somebody has let the source's copy go on although the other runs."""
+    killed_in("committing", tmp_path)
+    settled(hosts)
+    (hosts.intel.folder / "guest-web--migratedaway").rename(hosts.intel.folder / "guest-web")
+    hosts.intel.start()
+    with pytest.raises(UndecidedError, match="the source runs although the destination"):
+        hosts.recover()
+    record = hosts.recover(use)
+    assert record.phase is (Phase.ROLLED_BACK if use == "source" else Phase.COMMITTED)
+    assert (hosts.intel.guests(), hosts.amd.guests()) == (
+        (ALIVE, {}) if use == "source" else ({}, ALIVE)
+    )
+
+
+def test_a_guest_that_was_given_the_name_since_is_left_alone(hosts: Hosts, tmp_path: Path) -> None:
+    killed_in("moving", tmp_path)
+    settled(hosts)
+    hosts.amd.start(uuid=UUID[::-1])
+    assert hosts.recover().phase is Phase.ROLLED_BACK
+    assert hosts.intel.guests() == ALIVE
+    assert hosts.amd.guests() == ALIVE, "another guest"
+
+
+@pytest.mark.parametrize("name", ["(null)", "renamed"])
+def test_a_copy_under_another_name_is_not_taken_for_gone(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(xen_copies, "TELLING_S", 1.0)
+    killed_in("verifying", tmp_path)
+    settled(hosts)
+    (hosts.amd.folder / "guest-web").rename(hosts.amd.folder / f"guest-{name}")
+    with pytest.raises(UndecidedError, match="may be running"):
+        hosts.recover()
+    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
 
 
 def settled(hosts: Hosts) -> None:

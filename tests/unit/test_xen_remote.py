@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from isthmus.cpu.named import qemu_models
 from isthmus.hypervisor.xen.host import Type
 from isthmus.places import cache_folder
 from isthmus.qualification.kvm.channel import Channel
@@ -90,6 +91,14 @@ def test_a_host_that_is_not_there_is_told_as_ssh_tells_it(tmp_path: Path) -> Non
 def test_both_makers_have_hosts() -> None:
     makers = {model.maker for model in host_models().values()}
     assert makers == {"AuthenticAMD", "GenuineIntel"}
+
+
+def test_hosts_with_xsave_switch_the_fpu_eagerly_on_amd() -> None:
+    """TCG does not check CR0.TS at XSAVE: lazily switched, dom0's programs die."""
+    for model in host_models().values():
+        features = qemu_models()[model.cpu.partition(",")[0]].features
+        lazy = model.maker == "AuthenticAMD" and "xsave" in features
+        assert ("eager-fpu=1" in model.xen) is lazy, model.name
 
 
 def test_a_guests_configuration_says_what_it_is_shown() -> None:

@@ -85,6 +85,20 @@ def test_a_guest_born_on_intel_is_rewritten_for_amd(data: bytes, record: str) ->
     assert filtered(out, AMD)[:2] == (out, ())
 
 
+def test_cpuid_faulting_is_taken_out_of_a_pv_guest_s_policy_alone() -> None:
+    """Xen gives it to HVM guests on every host, and to PV guests where the processor has it."""
+    data = made.pv_stream(caps=2, platform_info=1 << 31)
+    out, changes, _ = filtered(data, AMD)
+    [change] = changes
+    assert (change.rule, change.before, change.after) == ("pv-cpuid-faulting", 1 << 31, 0)
+    assert change.record == "X86_MSR_POLICY.000000ce"
+    assert out == made.pv_stream(caps=2), "nothing else differs, the other MSRs neither"
+    at = slice(change.offset, change.offset + 8)
+    assert data[at] == (1 << 31).to_bytes(8, "little")
+    hvm = made.hvm_stream(caps=2, platform_info=1 << 31)
+    assert filtered(hvm, AMD)[:2] == (hvm, ())
+
+
 def test_a_guest_born_on_amd_is_not_touched() -> None:
     data = made.pv_stream(caps=2)
     assert filtered(data, AMD)[:2] == (data, ())

@@ -4,7 +4,8 @@ A host is a folder (FAKE_XEN); each guest is a file in it that holds its state l
 named ``do-…`` make it misbehave: ``do-refuse`` (the receiver takes no guest), ``do-not-start`` (it
 has the guest and cannot start it), ``do-die`` (the guest crashes when it starts), ``do-logdirty``
 (the source cannot send), ``do-no-config`` (it does not even begin), ``do-stay`` (a guest cannot be
-destroyed), ``do-vanish`` (the host is not reached).
+destroyed), ``do-vanish`` (the host is not reached), ``do-spin`` (the guest spins when it starts),
+``do-stumble`` (as many listings fail as it has bytes).
 """
 
 import sys
@@ -29,6 +30,12 @@ def put(name, state, n=None):
     n = n or (number(name) if os.path.exists(path("guest-" + name)) else str(len(guests()) + 7))
     with open(path("guest-" + name + ".new"), "w") as file: file.write(state + " " + n)
     os.rename(path("guest-" + name + ".new"), path("guest-" + name))
+def stumbles():
+    left = os.path.getsize(path("do-stumble")) if does("stumble") else 0
+    if left: os.truncate(path("do-stumble"), left - 1)
+    return left
+def uuid(name):
+    return open(path("uuid-" + name)).read() if os.path.exists(path("uuid-" + name)) else "@UUID@"
 def rename(old, new): os.rename(path("guest-" + old), path("guest-" + new))
 def called(n): return next(g[6:] for g in guests() if number(g[6:]) == n or g[6:] == n)
 def exactly(file, message, what):
@@ -43,14 +50,16 @@ if words[0] == "info":
     print(open(path("info")).read(), end="")
 elif words[:2] == ["list", "-l"]:
     if not os.path.exists(path("guest-" + words[2])): sys.exit("no such domain")
-    print('[{"domid": %s, "config": {"c_info": {"type": "pv", "name": "%s"}, "b_info":'
-          ' {"max_vcpus": 1, "max_memkb": 65536}, "disks": %s}}]'
-          % (number(words[2]), words[2], open(path("disks")).read()))
+    print('[{"domid": %s, "config": {"c_info": {"type": "pv", "name": "%s", "uuid": "%s"},'
+          ' "b_info": {"max_vcpus": 1, "max_memkb": 65536}, "disks": %s}}]'
+          % (number(words[2]), words[2], uuid(words[2]), open(path("disks")).read()))
 elif words[0] == "list":
-    print("Name ID Mem VCPUs State Time(s)\nDomain-0 0 560 1 r----- 9.1")
+    if stumbles(): sys.exit(139)
+    print("Name ID Mem VCPUs State Time(s)\nDomain-0 0 560 1 r----- 9.1", "0" * 8 + "-0000" * 3
+          + "-" + "0" * 12, "- -" if "-v" in words else "")
     for guest in guests():
         state, n = open(path(guest)).read().split()
-        print(guest[6:], n, 64, 1, state, 1.0)
+        print(guest[6:], n, 64, 1, state, 1.0, uuid(guest[6:]) + " - -" if "-v" in words else "")
 elif words[0] == "destroy":
     if not does("stay"): os.remove(path("guest-" + called(words[1])))
 elif words[0] == "unpause": put(called(words[1]), "-b----")
@@ -75,7 +84,7 @@ elif words[0] == "migrate-receive":
     elif does("not-start"): status = 5
     if status == 0:
         rename("web--incoming", "web")
-        put("web", "---sc-" if does("die") else "-b----")
+        put("web", "---sc-" if does("die") else "r-----" if does("spin") else "-b----")
         os.write(1, REPORT + b"\0")
     else:
         os.remove(path("guest-web--incoming"))
@@ -112,6 +121,13 @@ elif words[0] == "migrate":
 else: sys.exit("xl: " + words[0])
 """
 
+UUID = "0b3c5f52-8a3e-4a1f-9d0e-5d1c0a7f2e11"
+"""That of each guest, where no file ``uuid-NAME`` has another."""
+
+CTX = """#!/bin/sh
+[ ! -e "$FAKE_XEN/do-spin" ] || echo rip: ffffffff81000010
+"""
+
 CPUID = """#!/bin/sh
 if [ -n "$2" ]; then sed "s/^PV Default/Domain $2/;/^HVM/,\\$d" "$FAKE_XEN/policies"
 else cat "$FAKE_XEN/policies"; fi
@@ -128,8 +144,9 @@ class FakeHost:
         programs.mkdir(parents=True)
         messages = (xen_stream.BANNER, xen_stream.READY, xen_stream.GO)
         text = XL.replace("@PYTHON@", sys.executable).replace("@MESSAGES@", repr(messages))
+        text = text.replace("@UUID@", UUID)
         for name, content in (
-            ("xl", text), ("xen-cpuid", CPUID), ("xenctx", "#!/bin/sh\n"),
+            ("xl", text), ("xen-cpuid", CPUID), ("xenctx", CTX),
         ):  # fmt: skip
             (programs / name).write_text(content)
             (programs / name).chmod(0o755)
@@ -156,10 +173,11 @@ class FakeHost:
             for path in self.folder.glob("guest-*")
         }
 
-    def start(self, name: str = "web") -> None:
+    def start(self, name: str = "web", uuid: str = UUID, state: str = "-b----") -> None:
         """A guest that runs."""
-        (self.folder / f"guest-{name}").write_text("-b---- 1")
+        (self.folder / f"uuid-{name}").write_text(uuid)
+        (self.folder / f"guest-{name}").write_text(f"{state} 1")
 
-    def does(self, what: str) -> None:
+    def does(self, what: str, times: int = 0) -> None:
         """Make it misbehave."""
-        (self.folder / f"do-{what}").touch()
+        (self.folder / f"do-{what}").write_bytes(bytes(times))

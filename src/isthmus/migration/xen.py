@@ -29,13 +29,13 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen import host as xen
 from isthmus.hypervisor.xen.admission import admission
 from isthmus.hypervisor.xen.host import AWAY, INCOMING, GuestDomain, Host
-from isthmus.hypervisor.xen.liveness import console_size, watch
+from isthmus.hypervisor.xen.liveness import console_size
 from isthmus.hypervisor.xen.runner import Runner, UnreachedError, runner_of
-from isthmus.hypervisor.xen.transfer import Transfer, clean
+from isthmus.hypervisor.xen.transfer import Transfer
 from isthmus.migration import xen_copies as copies
-from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
+from isthmus.migration.decision import Action, Decision, Situation, decide
 from isthmus.migration.options import Observer, Progress
-from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, Phase
 from isthmus.migration.platforms import Request
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import (
@@ -46,14 +46,22 @@ from isthmus.migration.record import (
     Side,
     guest_lock,
     new_id,
-    read_record,
     require_none_pending,
+)
+from isthmus.migration.xen_copies import One
+from isthmus.migration.xen_recovery import (
+    DeadOnArrivalError,
+    folder_beside,
+    keep_skip,
+    recovered,
+    remedy,
+    verified,
 )
 from isthmus.translate.xen.report import read_report
 
 PLATFORM = "xen"
 
-RESUMING_S = 60.0
+RESUMING_S = 180.0
 """How long a source may take to let its copy go on once its ``xl`` has been told."""
 
 
@@ -103,7 +111,7 @@ async def move(request: Request, store: GuestStore, observer: Observer) -> Migra
             created=time.time(),
             platform=PLATFORM,
         )
-        logs = store.journals / f"{plan.id}.xen"
+        logs = folder_beside(store.journals, plan)
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         run = _Run(
             Journal.create(store.journals, plan),
@@ -182,6 +190,7 @@ class _Run:
         self.verify_s = verify_s
         self.observer = observer
         self.name = journal.record.plan.guest
+        self.one = One(self.name, checked.guest.uuid)
         self.skip = 0
 
     def enter(self, phase: Phase, why: str = "") -> None:
@@ -195,7 +204,7 @@ class _Run:
         transfer = Transfer(move, self.name, self.source, self.destination, filtering, folder)
         try:
             try:
-                await self._move(transfer, report)
+                await self._move(transfer, report, folder)
             except (IsthmusError, OSError, asyncio.CancelledError) as error:
                 await asyncio.shield(asyncio.ensure_future(self._settle(transfer, error)))
             return self.journal.record
@@ -204,9 +213,10 @@ class _Run:
             await transfer.clean()
             self.journal.close()
 
-    async def _move(self, transfer: Transfer, report: Path) -> None:
+    async def _move(self, transfer: Transfer, report: Path, folder: Path) -> None:
         self.enter(Phase.PREPARING)
         self.skip = await console_size(self.destination, self.name)
+        keep_skip(folder, self.skip)
         await transfer.open()
         self.enter(Phase.PREPARED)
         self.enter(Phase.MOVING)
@@ -227,21 +237,8 @@ class _Run:
         self.enter(Phase.COMMITTED)
 
     async def _verify(self) -> None:
-        arrived = (await xen.domains(self.destination)).get(self.name)
-        if arrived is None:
-            raise _DeadOnArrivalError("the guest is not on the destination")
-        evidence = await watch(
-            self.destination,
-            self.name,
-            arrived.number,
-            self.checked.guest.vcpus,
-            seconds=self.verify_s,
-            skip=self.skip,
-        )
-        if not evidence.alive:
-            raise _DeadOnArrivalError(
-                f"the guest does not live on the destination: {evidence.reason}"
-            )
+        vcpus = self.checked.guest.vcpus
+        await verified(self.destination, self.one, vcpus, seconds=self.verify_s, skip=self.skip)
 
     async def _settle(self, transfer: Transfer, error: BaseException) -> None:
         """Bring a move that did not go on to a safe end.
@@ -265,7 +262,7 @@ class _Run:
         except (IsthmusError, OSError) as worse:
             self._note(Phase.UNDECIDED, f"{why}; {worse}")
             raise UndecidedError(
-                f"{why}; {worse}", remedy=_remedy(self.journal.record.plan)
+                f"{why}; {worse}", remedy=remedy(self.journal.record.plan)
             ) from error
         why = f"{why}; {left}" if left else why
         self._note(Phase.ROLLED_BACK, why if left else "")
@@ -285,7 +282,7 @@ class _Run:
         if decision.action is Action.FINISH:
             try:
                 await self._finish(transfer, why)
-            except _DeadOnArrivalError as dead:
+            except DeadOnArrivalError as dead:
                 why = f"{why}; {dead}"
                 decision = await self._decided(dead)
             else:
@@ -293,23 +290,23 @@ class _Run:
         if decision.action is not Action.ROLL_BACK:
             raise HypervisorError(decision.reason)
         self._note(Phase.ROLLING_BACK, why)
-        await copies.destroy(self.destination, (self.name, self.name + INCOMING))
+        await copies.destroy(self.destination, self.one, ("", INCOMING))
         with contextlib.suppress(HypervisorError):
             await transfer.refuse()
         await transfer.close()
         await transfer.settled()
         # Where the source was not reached by that, its xl has ended and left the copy as it was.
-        await copies.resume(self.source, self.name)
+        await copies.resume(self.source, self.one)
         return False
 
     async def _decided(self, error: BaseException) -> Decision:
-        arrived = await copies.arrived(self.destination, self.name)
+        arrived = await copies.arrived(self.destination, self.one)
         return decide(
             Situation(
                 phase=copies.reached(self.journal.phase, arrived),
-                source=await copies.left(self.source, self.name),
+                source=await copies.left(self.source, self.one),
                 destination=arrived,
-                failed=isinstance(error, _DeadOnArrivalError | _NotStartedError),
+                failed=isinstance(error, DeadOnArrivalError | _NotStartedError),
                 traceless=self.checked.guest.disks == 0,
             )
         )
@@ -317,18 +314,18 @@ class _Run:
     async def _finish(self, transfer: Transfer, why: str) -> None:
         """Commit although a connection was lost.
 
-        :raises _DeadOnArrivalError: the guest does not live at the destination.
+        :raises DeadOnArrivalError: the guest does not live at the destination.
         """
         if self.journal.phase is not Phase.COMMITTING:
             self.enter(Phase.VERIFYING, why)
-            await copies.unpause(self.destination, self.name)
+            await copies.unpause(self.destination, self.one)
             await self._verify()
             self.enter(Phase.COMMITTING)
         with contextlib.suppress(HypervisorError):
             await transfer.accept()
         await transfer.close()
         await transfer.settled()
-        await copies.destroy(self.source, (self.name + AWAY, self.name), running=False)
+        await copies.destroy(self.source, self.one, (AWAY, ""), running=False)
         self.enter(Phase.COMMITTED)
 
     async def _forgotten(self) -> str:
@@ -338,16 +335,16 @@ class _Run:
         up, since nobody will ever give its half the permission to start.
         """
         try:
-            await copies.destroy(self.destination, (self.name + INCOMING,))
+            await copies.destroy(self.destination, self.one, (INCOMING,))
         except UnreachedError as error:
-            return _abandoned(error, self.name + INCOMING)
+            return copies.abandoned(error, self.name + INCOMING)
         return ""
 
     async def _source_runs(self) -> None:
         """Make sure that the source's copy goes on."""
         deadline = time.monotonic() + RESUMING_S
         while time.monotonic() < deadline:
-            domain = (await xen.domains(self.source)).get(self.name)
+            domain = (await copies.found(self.source, self.one)).get(self.name)
             if domain is not None and not domain.suspended and not domain.down:
                 return
             await asyncio.sleep(0.5)
@@ -368,92 +365,7 @@ async def recover(path: Path, store: GuestStore, observer: Observer, use: str) -
     :raises UndecidedError: the operator has to decide.
     """
     del store
-    plan = read_record(path).plan
-    journal = Journal.reopen(path)
-    try:
-        if not journal.record.final:
-            source, destination = runner_of(plan.source_host), runner_of(plan.destination_host)
-            await _recovered(journal, source, destination, use)
-            observer(Progress(phase=journal.phase))
-        return journal.record
-    finally:
-        journal.close()
-
-
-async def _recovered(journal: Journal, source: Runner, destination: Runner, use: str) -> None:
-    plan = journal.record.plan
-    phase = journal.record.reached
-    with contextlib.suppress(HypervisorError):
-        await clean(source, plan.id)
-    left = await copies.left(source, plan.guest)
-    arrived = await copies.arrived(destination, plan.guest)
-    reached = copies.reached(phase, arrived)
-    decision = decide(
-        Situation(
-            phase=reached,
-            source=left,
-            destination=arrived,
-            # xl itself lets the source go on only where the destination has not run.
-            traceless=left is Copy.RUNNING or await copies.diskless(source, plan.guest),
-        )
-    )
-    action = decision.action
-    if use:
-        action = Action.ROLL_BACK if use == "source" else Action.FINISH
-    why = "the process that moved the guest was killed"
-    if action is Action.ROLL_BACK:
-        journal.enter(Phase.ROLLING_BACK, f"{why}; {decision.reason}")
-        unwanted = plan.guest, plan.guest + INCOMING
-        lost = await _taken_away(
-            destination, unwanted, answered_for=bool(use) or reached not in MAY_HAVE_RUN
-        )
-        await copies.resume(source, plan.guest)
-        journal.enter(Phase.ROLLED_BACK, f"{why}; {lost}" if lost else "")
-    elif action is Action.FINISH:
-        if journal.phase is not Phase.COMMITTING:
-            for step in (Phase.STARTING, Phase.VERIFYING, Phase.COMMITTING):
-                if step in TRANSITIONS[journal.phase]:
-                    journal.enter(step, why if step is Phase.STARTING else "")
-        await copies.unpause(destination, plan.guest)
-        unwanted = plan.guest + AWAY, plan.guest
-        lost = await _taken_away(source, unwanted, answered_for=bool(use), running=False)
-        journal.enter(Phase.COMMITTED, lost)
-    else:
-        journal.enter(Phase.UNDECIDED, f"{why}; {decision.reason}")
-        raise UndecidedError(f"{plan.guest}: {why}; {decision.reason}", remedy=_remedy(plan))
-
-
-async def _taken_away(
-    runner: Runner, names: tuple[str, ...], *, answered_for: bool, running: bool = True
-) -> str:
-    """Destroy one end's copies; returns what is left to do there.
-
-    :param answered_for: a host that does not answer is passed over: what it has never runs, or
-        the operator says so.
-    :raises UnreachedError: the host does not answer, and may run the guest.
-    """
-    try:
-        await copies.destroy(runner, names, running=running)
-    except UnreachedError as error:
-        if not answered_for:
-            raise
-        return _abandoned(error, names[-1] if running else names[0])
-    return ""
-
-
-def _abandoned(error: UnreachedError, name: str) -> str:
-    return f"{error}; if it still has {name} when it comes back: xl destroy {name}"
-
-
-def _remedy(plan: Plan) -> str:
-    return (
-        "xl list on both hosts; make sure that one which does not answer is off; then"
-        f" isthmus migrate --resume {plan.id} --use source|destination"
-    )
-
-
-class _DeadOnArrivalError(IsthmusError):
-    """Verification found that the guest does not live on the destination."""
+    return await recovered(path, runner_of, observer, use)
 
 
 class _NotStartedError(IsthmusError):

@@ -15,6 +15,8 @@ from isthmus.cpu.named import VENDORS
 from isthmus.divergence.finding import Finding
 from isthmus.hypervisor.rules import Hit, finding_of, rules_of
 from isthmus.hypervisor.xen.host import GuestDomain, Host, Type
+from isthmus.translate.xen.knowledge import rules
+from isthmus.translate.xen.rules import chosen
 from isthmus.values import Value
 
 NO_OTHER_MAKER = (4, 22)
@@ -26,6 +28,13 @@ _LEAVES: tuple[tuple[Literal["level", "xlevel"], int], ...] = (
     ("level", 0x0),
     ("xlevel", 0x80000000),
 )
+
+
+PLATFORM_INFO = 0xCE
+"""The MSR that Xen compares besides the highest leaves (xen/lib/x86/policy.c)."""
+
+CPUID_FAULTING = 1 << 31
+"""Its bit: CPUID can be made to fault (Intel SDM vol. 4, MSR_PLATFORM_INFO)."""
 
 
 class Arrival(Value, frozen=True):
@@ -76,6 +85,49 @@ def _highest_leaf(arrival: Arrival) -> Iterator[Hit]:
                 evidence="xen-cpuid -p on both hosts",
                 values={"leaf": f"{leaf:08x}", "has": f"{has:#x}", "takes": f"{takes:#x}"},
             )
+    has, takes = _subleaves(arrival.shown), _subleaves(limit)
+    if has is not None and takes is not None and has > takes:
+        yield Hit(
+            subject="leaf 0x7",
+            evidence="xen-cpuid -p on both hosts",
+            values={
+                "leaf": f"{7:08x}, subleaf {0:08x}",
+                "has": f"subleaf {has:#x} of 0x7",
+                "takes": f"{takes:#x}",
+            },
+        )
+
+
+def _subleaves(model: CpuModel) -> int | None:
+    """The highest subleaf of leaf 7; None where the source has no raw CPUID."""
+    return next((one.eax for one in model.leaves if (one.leaf, one.subleaf) == (7, 0)), None)
+
+
+def _cpuid_faulting(*, rewritten: bool) -> Callable[[Arrival], Iterator[Hit]]:
+    def relation(arrival: Arrival) -> Iterator[Hit]:
+        kind = arrival.guest.type
+        limit = arrival.destination.limits.get(kind.policy)
+        if limit is None:
+            return
+        has = arrival.shown.msrs.get(PLATFORM_INFO, 0)
+        if not has & ~limit.msrs.get(PLATFORM_INFO, 0) & CPUID_FAULTING:
+            return
+        cured = (
+            arrival.filtered
+            and kind is Type.PV
+            and any(
+                rule.record == "X86_MSR_POLICY.000000ce"
+                for rule in chosen(rules(), arrival.destination.maker)
+            )
+        )
+        if cured is rewritten:
+            yield Hit(
+                subject=f"MSR {PLATFORM_INFO:#x}",
+                evidence="xen-cpuid -p on both hosts",
+                values={"has": f"{has:#x}"},
+            )
+
+    return relation
 
 
 def _machine_checks(*, filtered: bool) -> Callable[[Arrival], Iterator[Hit]]:
@@ -115,6 +167,8 @@ def _older_release(arrival: Arrival) -> Iterator[Hit]:
 
 RELATIONS: Mapping[str, Callable[[Arrival], Iterator[Hit]]] = {
     "highest-leaf": _highest_leaf,
+    "cpuid-faulting": _cpuid_faulting(rewritten=False),
+    "cpuid-faulting-rewritten": _cpuid_faulting(rewritten=True),
     "machine-checks": _machine_checks(filtered=False),
     "machine-checks-filtered": _machine_checks(filtered=True),
     "no-log-dirty": _no_log_dirty,

@@ -21,8 +21,13 @@ AWAY = "--migratedaway"
 INCOMING = "--incoming"
 """What ``xl`` adds to a guest's name while it moves (tools/xl/xl_migrate.c, xl_vmcontrol.c)."""
 
+NAMELESS = "(null)"
+"""What ``xl list`` prints for a domain that has no name in xenstore."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.+@:-]{1,200}")
-_ROW = re.compile(r"(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+([a-z-]{6})\s+([\d.]+)\s*")
+_ROW = re.compile(
+    r"(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+([a-z-]{6})\s+([\d.]+)\s*(?:([0-9a-f-]{36})\s.*)?"
+)
 _VERSION = re.compile(r"(\d{1,3})\.(\d{1,3})")
 
 
@@ -40,16 +45,17 @@ class Type(enum.StrEnum):
 
 
 class Domain(Value, frozen=True):
-    """A row of ``xl list``: name, number, state letters, CPU time in s.
+    """A row of ``xl list -v``: name, number, state letters, CPU time in s, UUID.
 
     ``state``: running, blocked, paused, shut down, the reason of that, dying, each its letter or
-    a dash.
+    a dash.  ``uuid``: the hypervisor keeps it, and a guest takes it along; empty if not asked.
     """
 
     name: str
     number: int
     state: str
     time_s: float
+    uuid: str = ""
 
     @property
     def gone(self) -> bool:
@@ -158,18 +164,33 @@ def host_from(address: str, info: str, policies: str) -> Host:
 
 
 async def domains(runner: Runner) -> dict[str, Domain]:
-    """The domains of a host by name, dom0 among them."""
-    return parse_list(await runner.told("xl list"))
+    """The domains of a host by name, dom0 among them.
+
+    :raises HypervisorError: the host does not tell.
+    """
+    return parse_list(await runner.told("xl list -v"))
 
 
 def parse_list(text: str) -> dict[str, Domain]:
-    """Read ``xl list``."""
+    """Read ``xl list``, with or without ``-v``.
+
+    Domains that have no name, since they come or go, have one of their number: ``(null) 5``.
+
+    :raises HypervisorError: it is no listing, of which nobody may conclude that a guest is gone.
+    """
     found = {}
     for line in text.splitlines()[1:10_000]:
         if match := _ROW.fullmatch(line):
-            found[match[1]] = Domain(
-                name=match[1], number=int(match[2]), state=match[5], time_s=float(match[6])
+            name = f"{NAMELESS} {match[2]}" if match[1] == NAMELESS else match[1]
+            found[name] = Domain(
+                name=name,
+                number=int(match[2]),
+                state=match[5],
+                time_s=float(match[6]),
+                uuid=match[7] or "",
             )
+    if all(domain.number != 0 for domain in found.values()):
+        raise HypervisorError("xl list does not tell of dom0, nor for certain of others")
     return found
 
 

@@ -10,9 +10,10 @@ import asyncio
 import re
 import time
 
+from isthmus.errors import HypervisorError
 from isthmus.guest.console import Kind, find_death
 from isthmus.hypervisor.xen.host import INCOMING, Domain, parse_list
-from isthmus.hypervisor.xen.runner import Runner
+from isthmus.hypervisor.xen.runner import Runner, UnreachedError
 from isthmus.values import Value
 
 SAMPLES = 8
@@ -21,11 +22,15 @@ SAMPLES = 8
 NEAR = 128
 """Within how many bytes the instructions of a loop that waits for ever lie."""
 
+FAILED_LOOKS = 3
+"""How many looks may fail in a watch before the host is taken for one that does not tell."""
+
 CONSOLE_TAIL = 64 << 10
 _RIP = re.compile(r"^rip: (?:[0-9a-f]{4}:)?([0-9a-f]{8,16})", re.MULTILINE)
 
+# What a listing that failed does not name may be there all the same.
 _LOOK = """
-xl list
+xl list || exit $?
 echo --- ; n=0
 while [ $n -lt {vcpus} ]; do xenctx {number} $n 2>/dev/null | grep '^rip:'; n=$((n+1)); done
 echo ---
@@ -62,19 +67,26 @@ async def look(runner: Runner, name: str, number: int, vcpus: int, *, skip: int 
 
     :param vcpus: of how many vCPUs to ask where they stand; the guest is paused for that.
     :param skip: how many bytes of its console's log are older than the guest's arrival.
+    :raises HypervisorError: the host does not tell.
     """
     script = _LOOK.format(
         number=number, vcpus=vcpus, log=_LOG.format(name=name), skip=skip, tail=CONSOLE_TAIL
     )
-    return look_from(await runner.told(script), name)
+    return look_from(await runner.told(script), name, number)
 
 
-def look_from(text: str, name: str) -> Look:
-    """Read what the script of :func:`look` says."""
+def look_from(text: str, name: str, number: int) -> Look:
+    """Read what the script of :func:`look` says.
+
+    A domain of that name with another number is not the guest: it was started anew.
+
+    :raises HypervisorError: it is not what the script says.
+    """
     listed, _, rest = text.partition("---\n")
     registers, _, console = rest.partition("---\n")
+    domain = parse_list(listed).get(name)
     return Look(
-        domain=parse_list(listed).get(name),
+        domain=domain if domain is not None and domain.number == number else None,
         positions=tuple(int(match[1], 16) for match in _RIP.finditer(registers)),
         console=console,
     )
@@ -93,13 +105,25 @@ async def watch(
 
     It ends early once the console shows the guest at work: three looks with something new.  Where
     its vCPUs stand is asked only of a guest whose console is silent, since xenctx(8) pauses it.
+
+    :raises HypervisorError: the host does not tell.
     """
     begun = time.monotonic()
     looks: list[Look] = []
-    news = 0
+    news = failed = 0
     speaks = True  # until it has had the time to
     while True:
-        one = await look(runner, name, number, 0 if speaks else vcpus, skip=skip)
+        try:
+            one = await look(runner, name, number, 0 if speaks else vcpus, skip=skip)
+        except UnreachedError:
+            raise
+        except HypervisorError:
+            # A tool of dom0 that fails tells nothing of the guest: look again, for a while.
+            failed += 1
+            if failed > FAILED_LOOKS:
+                raise
+            await asyncio.sleep(0.2)
+            continue
         elapsed = time.monotonic() - begun
         if reason := dead(one):
             return Evidence(alive=False, watched_s=elapsed, reason=reason)

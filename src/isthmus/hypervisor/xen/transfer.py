@@ -26,7 +26,7 @@ from isthmus.hypervisor.xen.runner import DYING, Runner
 LOOK_S = 5.0
 """How often the source's ``xl`` is looked for while the receiver says nothing."""
 
-ENDING_S = 60.0
+ENDING_S = 180.0
 """How long ``xl`` may take to put its half away once it knows how the move ended."""
 
 _TAIL = 4000
@@ -82,7 +82,6 @@ class Transfer:
         self._children: list[asyncio.subprocess.Process] = []
         self._writer: asyncio.StreamWriter | None = None
         self._back: Backwards | None = None
-        self._told_source = False
 
     async def open(self) -> None:
         """Lay the transport; the guest is not touched.
@@ -144,7 +143,6 @@ class Transfer:
         From the first moment of this the guest may run on the destination.  0: it has started.
         """
         assert self._back is not None
-        self._told_source = True
         await self._tell(READY)
         return await self._back.status()
 

@@ -120,7 +120,21 @@ def hvm_context(caps: int, vcpus: int = 2, *, ext_ctl: int = 0) -> bytes:
     return record(9, b"".join([*parts, HVM_END]))
 
 
-def pv_image(pages: bytes, *, caps: int = INTEL_CAPS, vcpus: int = 2, ext_ctl: int = 0) -> bytes:
+def msr_policy(platform_info: int) -> bytes:
+    """X86_MSR_POLICY, with PLATFORM_INFO (0xce) between others."""
+    values = {0x8B: 0xCE, 0xCE: platform_info, 0x10A: 1 << 31}
+    entries = (struct.pack("<IIQ", number, 0, value) for number, value in values.items())
+    return record(0x12, b"".join(entries))
+
+
+def pv_image(
+    pages: bytes,
+    *,
+    caps: int = INTEL_CAPS,
+    vcpus: int = 2,
+    ext_ctl: int = 0,
+    platform_info: int = 0,
+) -> bytes:
     """The libxc image of a 64-bit PV guest around ready PAGE_DATA records."""
     each = b"".join(
         record(4, vcpu(one, bytes(5168)))
@@ -133,7 +147,7 @@ def pv_image(pages: bytes, *, caps: int = INTEL_CAPS, vcpus: int = 2, ext_ctl: i
         1,
         record(2, struct.pack("<BB6x", 8, 4)),
         record(0x11, struct.pack("<6I", 0, 0xFFFFFFFF, 13, 0, 0, 0)),
-        record(0x12, struct.pack("<IIQ", 0xCE, 0, 0)),
+        msr_policy(platform_info),
         record(0x10),
         record(3, struct.pack("<IIQQ", 0, 1023, 5, 6)),
         pages,
@@ -144,11 +158,14 @@ def pv_image(pages: bytes, *, caps: int = INTEL_CAPS, vcpus: int = 2, ext_ctl: i
     )
 
 
-def hvm_image(pages: bytes, *, caps: int = INTEL_CAPS, ext_ctl: int = 0) -> bytes:
+def hvm_image(
+    pages: bytes, *, caps: int = INTEL_CAPS, ext_ctl: int = 0, platform_info: int = 0
+) -> bytes:
     """The libxc image of an HVM guest around ready PAGE_DATA records."""
     return libxc(
         2,
         record(0x11, struct.pack("<6I", 0, 0xFFFFFFFF, 13, 0, 0, 0)),
+        msr_policy(platform_info),
         record(0x10),
         pages,
         record(8, struct.pack("<IIQII", 0, 2_000_000, 12345, 1, 0)),

@@ -304,6 +304,8 @@ class Walk:
         place = self.start + len(head)
         if kind.name == "HVM_CONTEXT":
             self._rewrite_entries(body, place)
+        elif kind.name == "X86_MSR_POLICY":
+            self._rewrite_msrs(body, place, kind.each)
         elif kind.name in structures():
             rewrite(
                 self.rules,
@@ -327,6 +329,27 @@ class Walk:
             if any(last):
                 wrong("padding is not 0")
             yield Give(last)
+
+    def _rewrite_msrs(self, body: bytearray, place: int, each: int) -> None:
+        """The entries of a PV guest's MSR policy; Xen gives HVM guests the same on every host."""
+        if self.guest != "pv":
+            return
+        for at in range(0, len(body), each):
+            number = int.from_bytes(body[at : at + 4], "little")
+            structure = structures().get(f"X86_MSR_POLICY.{number:08x}")
+            if structure is None:
+                continue
+            entry = body[at : at + each]
+            rewrite(
+                self.rules,
+                structure,
+                entry,
+                end=each,
+                instance=0,
+                offset=place + at,
+                report=self.report,
+            )
+            body[at : at + each] = entry
 
     def _rewrite_entries(self, body: bytearray, place: int) -> None:
         for entry in hvm_context.entries(bytes(body)):
