@@ -336,7 +336,7 @@ async def _begin_quietly(
         if await _status(domain) in _TRANSFERS | {"setup"}:
             await abort(domain)
             with contextlib.suppress(HypervisorError):
-                await moving
+                await asyncio.shield(moving)
             raise _TooQuickError(copying.before if copying else 0)
         await command(domain, "migrate-set-parameters", {"downtime-limit": 0})
         # Until then QEMU tells how the guest's last move ended.
