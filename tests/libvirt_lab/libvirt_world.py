@@ -22,7 +22,9 @@ from isthmus.migration.platforms import Request
 from isthmus.migration.record import MigrationRecord, records
 from isthmus.places import cache_folder
 from isthmus.qualification.lab import libvirt_guest, libvirt_host
+from isthmus.qualification.lab.agent import agent_entries
 from isthmus.qualification.lab.image import build_image
+from isthmus.qualification.lab.libvirt_guest import Drive
 from isthmus.qualification.lab.libvirt_host import LibvirtHost
 from isthmus.qualification.payload.verdict import Verdict, judge
 
@@ -57,7 +59,8 @@ class World:
         host: str = "amd",
         *,
         levelled: bool = True,
-        disk: Path | None = None,
+        disk: Drive | None = None,
+        agent: bool = False,
         persistent: bool = False,
         memory_mib: int = 256,
     ) -> None:
@@ -66,13 +69,14 @@ class World:
         await libvirt_guest.start(
             "g",
             self.hosts[host],
-            build_image(cache=cache_folder()),
+            build_image(cache=cache_folder(), more=agent_entries(cache_folder()) if agent else ()),
             level_with=tuple(self.hosts.values()) if levelled else (),
             identity=self.identity,
             folder=self.folder,
             memory_mib=memory_mib,
             options={"test": "all" if levelled else TRANSLATABLE, "disk": int(disk is not None)},
             disk=disk,
+            agent=agent,
             persistent=persistent,
         )
         await self.ticks(3)
@@ -106,11 +110,18 @@ class World:
         """Move the guest."""
         return await mover.move(self.request(source, destination, **more), self.store, observer)
 
-    def migrating(self, source: str, destination: str, *more: str) -> "subprocess.Popen[bytes]":
-        """The command that moves the guest, as a user gives it."""
+    def migrating(
+        self, source: str, destination: str, *more: str, within: str = ""
+    ) -> "subprocess.Popen[bytes]":
+        """The command that moves the guest, as a user gives it, in the network of a host or not."""
+        network = (
+            ["nsenter", "--target", str(self.hosts[within].inside.pid), "--net", "--"]
+            if within
+            else []
+        )
         return subprocess.Popen(
             [
-                sys.executable, "-c", "from isthmus.cli.main import main; main()",
+                *network, sys.executable, "-c", "from isthmus.cli.main import main; main()",
                 "migrate", "g", "--from", self.uris[source], "--to", self.uris[destination], *more,
             ],
             env=os.environ
@@ -154,6 +165,21 @@ class World:
     def verdict(self) -> Verdict:
         """The payload's judgement of its life so far."""
         return judge([self.payload.read_bytes()])
+
+    def seen(self) -> str:
+        """What daemons, QEMUs and the guest have said last, and the last record's steps."""
+        logs = [
+            path
+            for host in self.hosts.values()
+            for path in (host.daemon_log, host.folder / "log/qemu/g.log")
+        ]
+        lines = []
+        for path in (*logs, self.console):
+            if path.exists():
+                lines.append(f"-- {path.relative_to(self.folder)}")
+                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        lines += [f"-- {record.steps}" for _, record in records(self.store.journals)[-1:]]
+        return "\n".join(lines)
 
     async def gone(self) -> None:
         """End every copy of the guest."""

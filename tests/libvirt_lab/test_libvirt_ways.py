@@ -21,6 +21,7 @@ from isthmus.hypervisor.libvirt.passthrough import command
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
 from isthmus.migration.record import MigrationRecord
+from isthmus.qualification.lab.libvirt_guest import Drive
 from isthmus.qualification.lab.libvirt_host import LINK, LibvirtHost
 
 pytestmark = pytest.mark.lab
@@ -148,7 +149,7 @@ async def test_the_disks_are_copied_too(world: World) -> None:
     with there.open("wb") as empty:  # libvirt makes it only where it belongs to a storage pool
         empty.truncate(size)
     try:
-        await world.born(disk=inside)
+        await world.born(disk=Drive(inside))
         with pytest.raises(RolledBackError, match="without shared storage is unsafe"):
             await world.move("amd", "intel")
         record = await world.move("amd", "intel", copy_storage=True)

@@ -87,6 +87,7 @@ def status(as_json: bool) -> None:
 @click.option("--host", default="amd", show_default=True, help="Where it is born.")
 @click.option("--unlevelled", is_flag=True, help="Show it all that the host offers (host-model).")
 @click.option("--define", is_flag=True, help="With a definition, so that it can be started anew.")
+@click.option("--agent", is_flag=True, help="With QEMU's guest agent, opened from its package.")
 @click.option("--memory", default=256, show_default=True, metavar="MIB", help="Its memory.")
 @click.option("--test", default="", metavar="WORDS", help="What the payload executes.")
 @click.option("--kernel", metavar="KERNEL", help="As for `isthmus guest start`.")
@@ -95,6 +96,7 @@ def guest(
     host: str,
     unlevelled: bool,
     define: bool,
+    agent: bool,
     memory: int,
     test: str,
     kernel: str | None,
@@ -107,6 +109,7 @@ def guest(
       isthmus lab libvirt guest old --unlevelled --test rdtscp,sse4a
       isthmus lab libvirt guest web --define --unlevelled
     """
+    from isthmus.qualification.lab.agent import agent_entries
     from isthmus.qualification.lab.image import build_image
     from isthmus.qualification.lab.libvirt_guest import start
 
@@ -115,7 +118,8 @@ def guest(
         raise InputError(
             f"{host}: no libvirt host of that name is up", remedy="isthmus lab libvirt up"
         )
-    image = build_image(kernel, cache=cache_folder())
+    more = agent_entries(cache_folder()) if agent else ()
+    image = build_image(kernel, cache=cache_folder(), more=more)
     domain = asyncio.run(
         start(
             name,
@@ -126,6 +130,7 @@ def guest(
             folder=Path(hosts[host].folder).parent,
             memory_mib=memory,
             options={"test": test} if test else {},
+            agent=agent,
             persistent=define,
         )
     )

@@ -29,6 +29,7 @@ from isthmus.hypervisor.libvirt.connection import (
     binding,
     call,
 )
+from isthmus.hypervisor.libvirt.disks import Copying
 from isthmus.hypervisor.libvirt.passthrough import command
 from isthmus.hypervisor.qemu.stream import Transfer, read_transfer
 from isthmus.values import Value
@@ -39,12 +40,6 @@ QUIET_S = 60.0
 """How long a destination may take until it is being prepared."""
 _SLOW_MIB_S = 1
 """While a guest is about to be let go: QEMU must not be through before it runs again."""
-
-
-_REST_S = 0.06
-"""Of the copying of a quiet guest's disks, what is left when it is stopped: that many seconds."""
-_FAST = 1 << 30
-"""bytes/s; how fast disks may be copied where there is no limit."""
 _TRANSFERS = frozenset({"active", "pre-switchover", "device", "postcopy-active"})
 """QEMU's words for a transfer whose tracking of writes has begun (qapi/migration.json)."""
 
@@ -71,6 +66,19 @@ class Wishes(Value, frozen=True):
     persistent: bool = False
     quiet: bool = False
     again: bool = False
+
+
+class _TooQuickError(HypervisorError):
+    """The transfer began before the guest stood still.
+
+    ``left``: how much of its disks was to be copied at the last look but one, 0 where none was.
+    """
+
+    def __init__(self, left: int) -> None:
+        super().__init__(
+            "the guest could not be stopped before its transfer began", remedy="try again"
+        )
+        self.left = left
 
 
 class Moved(Value, frozen=True):
@@ -127,12 +135,34 @@ async def migrate(
     :raises LibvirtError: libvirt says that it failed.
     :raises DaemonGoneError: the source's daemon went away: how it ended is not known.
     """
+    copying = Copying(domain, wishes.bandwidth) if wishes.copy_storage else None
+    try:
+        return await _migrate(domain, destination, wishes, progress, copying)
+    except _TooQuickError as error:
+        # Disks were copied quicker than could be followed: quick enough to be waited for.
+        if copying is not None:
+            copying = Copying(domain, wishes.bandwidth, 2 * error.left) if error.left else None
+        return await _migrate(domain, destination, wishes, progress, copying)
+
+
+async def _migrate(
+    domain: Any,
+    destination: Connection,
+    wishes: Wishes,
+    progress: Callable[[Transfer], None],
+    copying: Copying | None,
+) -> bool:
+    """As :func:`migrate`, once.
+
+    :param copying: which is waited for before the guest is stopped.
+    :raises _TooQuickError: and nothing has come of it.
+    """
     moving = asyncio.ensure_future(_told(domain, destination, wishes))
     following = asyncio.ensure_future(_follow(domain, progress))
     switching = asyncio.ensure_future(_switch(domain, wishes.quiet)) if wishes.postcopy else None
     try:
         if wishes.quiet:
-            await _begin_quietly(domain, destination, wishes, moving)
+            await _begin_quietly(domain, destination, wishes, moving, copying)
         elif wishes.downtime_limit_ms is not None:
             await _limit(domain, wishes.downtime_limit_ms, moving)
         await asyncio.shield(moving)
@@ -272,7 +302,11 @@ _UNLIMITED = (1 << 31) << 20
 
 
 async def _begin_quietly(
-    domain: Any, destination: Connection, wishes: Wishes, moving: "asyncio.Future[Any]"
+    domain: Any,
+    destination: Connection,
+    wishes: Wishes,
+    moving: "asyncio.Future[Any]",
+    copying: Copying | None,
 ) -> None:
     """Hold the guest from before QEMU's transfer begins until it is active.
 
@@ -280,6 +314,8 @@ async def _begin_quietly(
     end; so it may be stopped as soon as the destination is being prepared, not before.  That takes
     some hundred milliseconds, in which its QEMU starts.  Where the transfer has begun before the
     guest stood still, libvirt is told to abort.
+
+    :param copying: of its disks, which goes before; the guest runs until that is nearly through.
     """
     uuid = await call(domain.UUIDString)
     deadline = time.monotonic() + QUIET_S
@@ -287,19 +323,26 @@ async def _begin_quietly(
         if moving.done() or time.monotonic() > deadline:
             return
         await asyncio.sleep(QUIET_POLL_S)
-    if wishes.copy_storage:
-        await _stop_behind_disks(domain, wishes, moving)
-    else:
+    if copying is None:
         await command(domain, "stop")
+    else:
+        await copying.near_its_end(moving)
+        if moving.done():
+            return
+        async with copying.held():
+            await command(domain, "stop")
+    others = copying or (Copying(domain, wishes.bandwidth) if wishes.copy_storage else None)
     try:
         if await _status(domain) in _TRANSFERS | {"setup"}:
             await abort(domain)
-            raise HypervisorError(
-                "the guest could not be stopped before its transfer began", remedy="try again"
-            )
+            with contextlib.suppress(HypervisorError):
+                await asyncio.shield(moving)
+            raise _TooQuickError(copying.before if copying else 0)
         await command(domain, "migrate-set-parameters", {"downtime-limit": 0})
         # Until then QEMU tells how the guest's last move ended.
-        while not moving.done() and await _status(domain) not in _TRANSFERS:  # noqa: ASYNC110
+        while not moving.done() and await _status(domain) not in _TRANSFERS:
+            if others is not None:
+                await others.hurry()
             await asyncio.sleep(QUIET_POLL_S)
     finally:
         # QEMU refuses it once it has stopped the guest for good: "not finalized yet".
@@ -307,37 +350,6 @@ async def _begin_quietly(
             await command(domain, "cont")
     with contextlib.suppress(LibvirtError):
         await call(domain.migrateSetMaxSpeed, _mib(wishes.bandwidth or _UNLIMITED))
-
-
-async def _stop_behind_disks(domain: Any, wishes: Wishes, moving: "asyncio.Future[Any]") -> None:
-    """Stop the guest when its disks are copied but for a rest, which follows while it stands.
-
-    libvirt turns to the memory at once when the disks are equal, so their copying pauses until the
-    guest has stopped.  It goes at the speed that is wished: libvirt has been told of a slow one for
-    the beginning of the memory's transfer, and takes that for the disks, too.
-    """
-    speed = wishes.bandwidth or 0  # 0: no limit
-    rest = (wishes.bandwidth or _FAST) * _REST_S
-    freed: set[str] = set()
-    while not moving.done():
-        jobs = await command(domain, "query-block-jobs")
-        for job in jobs:
-            if job["device"] not in freed:
-                order = {"device": job["device"], "speed": speed}
-                await command(domain, "block-job-set-speed", order)
-                freed.add(job["device"])
-        # "len" is not known before the job has looked at the disk.
-        if jobs and all(job["len"] and job["len"] - job["offset"] <= rest for job in jobs):
-            break
-        await asyncio.sleep(QUIET_POLL_S)
-    names = sorted(freed)
-    for name in names:
-        await command(domain, "block-job-pause", {"device": name})
-    try:
-        await command(domain, "stop")
-    finally:
-        for name in names:
-            await command(domain, "block-job-resume", {"device": name})
 
 
 async def _status(domain: Any) -> str:

@@ -16,6 +16,7 @@ from isthmus.cpu.readers.libvirt_cpu import read_libvirt
 from isthmus.hypervisor.libvirt.connection import call, session
 from isthmus.hypervisor.libvirt.render import Choice, cpu_element
 from isthmus.hypervisor.qemu.binary import find_qemu, versioned_pc_machine
+from isthmus.qualification.lab.agent import PORT
 from isthmus.qualification.lab.image import GuestImage, command_line
 from isthmus.qualification.lab.libvirt_host import LibvirtHost
 from isthmus.values import Value
@@ -33,6 +34,13 @@ class LabDomain(Value, frozen=True):
     payload: Path
 
 
+class Drive(Value, frozen=True):
+    """A disk: an image that both hosts see at the same path, and its format as QEMU names it."""
+
+    path: Path
+    format: str = "raw"
+
+
 def domain_xml(
     domain: LabDomain,
     image: GuestImage,
@@ -42,14 +50,15 @@ def domain_xml(
     machine: str,
     memory_mib: int = 256,
     vcpus: int = 1,
-    disk: Path | None = None,
+    disk: Drive | None = None,
+    agent: bool = False,
 ) -> str:
     """The domain's XML.
 
     :param cpu: the ``<cpu>`` element.
     :param words: the kernel's command line.
     :param machine: QEMU's versioned machine type.
-    :param disk: a raw image that both hosts see at the same path.
+    :param agent: it has a port for a guest agent.
     """
     root = etree.Element("domain", type="qemu")
     _text(root, "name", domain.name)
@@ -74,10 +83,13 @@ def domain_xml(
     channel = etree.SubElement(devices, "channel", type="file")
     etree.SubElement(channel, "source", path=str(domain.payload), append="on")
     etree.SubElement(channel, "target", type="virtio", name="org.isthmus.payload")
+    if agent:
+        port = etree.SubElement(devices, "channel", type="unix")
+        etree.SubElement(port, "target", type="virtio", name=PORT)
     if disk is not None:
         drive = etree.SubElement(devices, "disk", type="file", device="disk")
-        etree.SubElement(drive, "driver", name="qemu", type="raw", cache="none")
-        etree.SubElement(drive, "source", file=str(disk))
+        etree.SubElement(drive, "driver", name="qemu", type=disk.format, cache="none")
+        etree.SubElement(drive, "source", file=str(disk.path))
         etree.SubElement(drive, "target", dev="vda", bus="virtio")
     return etree.tostring(root, pretty_print=True, encoding="unicode")
 
@@ -92,13 +104,15 @@ async def start(
     folder: Path,
     memory_mib: int = 256,
     options: Mapping[str, object] | None = None,
-    disk: Path | None = None,
+    disk: Drive | None = None,
+    agent: bool = False,
     persistent: bool = False,
 ) -> LabDomain:
     """Start a guest on ``host``.
 
     :param level_with: the hosts that it is levelled for; none: it is shown all that its host has.
     :param folder: where its console and its reports go.
+    :param agent: it has a port for a guest agent; the image has to bring one.
     :param persistent: it has a definition, and does not vanish when it ends.
     :raises HypervisorError: libvirt refuses.
     """
@@ -122,6 +136,7 @@ async def start(
         machine=versioned_pc_machine(find_qemu()),
         memory_mib=memory_mib,
         disk=disk,
+        agent=agent,
     )
     async with session(host.uri) as connection:
         if persistent:
