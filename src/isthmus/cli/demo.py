@@ -1,7 +1,6 @@
 """`isthmus demo`: the failure every product has today, and the two cures, with real guests."""
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import Coroutine
@@ -12,6 +11,7 @@ import click
 
 from isthmus.cli import lab
 from isthmus.errors import InputError, IsthmusError
+from isthmus.whole_file import write_whole
 
 if TYPE_CHECKING:
     from isthmus.qualification.demo.perform import Plan, Script
@@ -169,13 +169,9 @@ def _writable(path: Path) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Write the report, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
         raise IsthmusError(
             f"{path}: the report cannot be written: {error.strerror}",
             remedy="free some space, or name another file with --report",

@@ -29,7 +29,10 @@ def guest() -> None:
 @click.option(
     "--level-with", multiple=True, metavar="MODEL", help="Show the level of --host and these hosts."
 )
-@click.option("--memory", default=256, show_default=True, metavar="MIB", help="Memory in MiB.")
+@click.option(
+    "--memory", default=256, show_default=True, metavar="MIB", type=click.IntRange(min=1),
+    help="Memory in MiB.",
+)  # fmt: skip
 @click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 16))
 @click.option("--kernel", metavar="KERNEL", help="A series (6.12), a package or a vmlinuz.")
 @click.option("--test", default="all", show_default=True, help="Instruction groups to test.")
@@ -113,7 +116,10 @@ async def _up(process: QemuProcess) -> None:
         if process.payload.exists() and b" tick " in process.payload.read_bytes():
             return
         await asyncio.sleep(0.1)
-    raise IsthmusError("the guest does not come up", remedy=f"its console is in {process.console}")
+    raise IsthmusError(
+        "the guest does not come up",
+        remedy=f"its console is in {process.console}; `isthmus guest stop` takes it away",
+    )
 
 
 @guest.command("list")

@@ -352,9 +352,15 @@ def guest_lock(folder: Path, guest: str) -> Iterator[None]:
 
     :raises IsthmusError: another process of this machine is moving it.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in guest)[-100:]
-    descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EnvironmentLackError(
+            f"{folder}: cannot be written: {error.strerror}",
+            remedy="set ISTHMUS_STATE to a folder that can be written",
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

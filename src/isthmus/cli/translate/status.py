@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isthmus.cli import lab
+from isthmus.cli.screen import screen
 from isthmus.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ def _symbols(file: Path | None, status: "TranslatorStatus") -> "Symbols | None":
 
 
 def _table(reports: "list[Report]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -117,7 +117,7 @@ def _table(reports: "list[Report]") -> None:
             cells.append(str(sum(found.translated.values())))
             cells += [f"{found.rate_hz:.0f}", f"{found.busy_share:.1%}"]
         table.add_row(*map(Text, cells))
-    Console(highlight=False).print(table)
+    screen().print(table)
     if any(r.translation and r.translation.placement == "inside" for r in reports):
         click.echo("inside: the counters are in the guest, /sys/kernel/debug/isthmus/counters")
 
