@@ -70,6 +70,7 @@ def start(
       isthmus guest start both --host EPYC --level-with Skylake-Server --vcpus 2
     """
     from isthmus.baseline.level import level
+    from isthmus.migration import stopping
     from isthmus.migration.hosts import Machine
     from isthmus.places import cache_folder
     from isthmus.qualification.lab.image import build_image, command_line
@@ -98,7 +99,11 @@ def start(
         pool = [hosts.offered(model) for model in (host, *level_with)]
         shown = level(pool).model if level_with else None
         started = await hosts.start(name, host, machine, shown=shown, module=module)
-        await _up(started.process)
+        try:
+            await _up(started.process)
+        except asyncio.CancelledError:  # Ctrl-C: what was started is stopped
+            stopping.stop(hosts.store, name)
+            raise
         if as_json:
             click.echo(to_json(started))
         else:
@@ -134,14 +139,14 @@ def list_guests(as_json: bool) -> None:
     """
     from isthmus.values import to_json
 
-    store = lab.store()
-    guests = [store.read(name) for name in store.names()]
+    guests, problems = lab.store().guests()
     if as_json:
         click.echo(to_json(guests))
-        return
-    for each in guests:
-        state = f"pid {each.process.identity.pid}" if each.process.alive() else "dead"
-        click.echo(f"{each.name:16} {each.host:20} {each.hops:3} moves  {state}")
+    else:
+        for each in guests:
+            state = f"pid {each.process.identity.pid}" if each.process.alive() else "dead"
+            click.echo(f"{each.name:16} {each.host:20} {each.hops:3} moves  {state}")
+    lab.tell_damaged(problems)
 
 
 @guest.command()

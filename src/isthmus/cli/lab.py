@@ -1,7 +1,7 @@
 """What several commands share: the guests of this machine, and the hosts that its QEMU plays."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -50,6 +50,18 @@ async def hosts(
     if accelerator is None:
         accelerator = (await asyncio.to_thread(choose_accelerator, qemu)).accelerator
     return Hosts(qemu, accelerator, await read_cpus(qemu, accelerator), store())
+
+
+def tell_damaged(problems: Mapping[str, str]) -> None:
+    """Tell of guests whose files cannot be read, after the others were shown.
+
+    :raises InputError: there are any.
+    """
+    if problems:
+        raise InputError(
+            "; ".join(problems.values()),
+            remedy=f"isthmus guest stop {' '.join(problems)} takes away what is left of them",
+        )
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

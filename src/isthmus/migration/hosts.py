@@ -463,7 +463,7 @@ async def revive_translators(store: GuestStore) -> list[str]:
     :returns: the names of the guests that were helped.
     """
     helped = []
-    for name in store.names():
+    for name in (guest.name for guest in store.guests()[0]):
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(guest_lock(store.locks, name))

@@ -306,6 +306,23 @@ def records(folder: Path) -> list[tuple[Path, MigrationRecord]]:
     return found
 
 
+def unreadable(folder: Path) -> dict[str, str]:
+    """The journals of a folder that cannot be read, by migration, and why.
+
+    Without those that only have their space: their migration ended before its first step.
+    """
+    problems = {}
+    for path in sorted(folder.glob("*.journal")) if folder.is_dir() else ():
+        try:
+            read_record(path)
+        except InputError as error:
+            with contextlib.suppress(InputError):
+                if not read_bytes(path, limit=4 << 20).strip(b"\0"):
+                    continue
+            problems[path.stem] = str(error)
+    return problems
+
+
 def _read(path: Path) -> tuple[MigrationRecord, int]:
     """The record, and where its last whole line ends."""
     data = read_bytes(path, limit=4 << 20)

@@ -53,22 +53,27 @@ def status(guest: str | None, watch: bool, every: float, file: Path | None, as_j
     if math.isnan(every):  # it passes every range
         raise InputError("--every nan: not a number", remedy="give seconds, such as 2")
     if not watch:
-        _show(lab.run(_reports(guest)), file, as_json, one=guest is not None)
+        reports, problems = lab.run(_reports(guest))
+        _show(reports, file, as_json, one=guest is not None)
+        lab.tell_damaged(problems)
         return
     while True:
-        reports = lab.run(_reports(guest))
+        reports, _ = lab.run(_reports(guest))
         if not as_json and sys.stdout.isatty():
             click.echo("\x1b[H\x1b[2J", nl=False)
         _show(reports, file, as_json, one=guest is not None)
         time.sleep(every)
 
 
-async def _reports(guest: str | None) -> "list[Report]":
+async def _reports(guest: str | None) -> "tuple[list[Report], dict[str, str]]":
     from isthmus.migration.arming import look
 
     store = lab.store()
-    names = [guest] if guest else store.names()
-    return list(await asyncio.gather(*(look(store, name) for name in names)))
+    names, problems = [guest] if guest else [], dict[str, str]()
+    if guest is None:
+        guests, problems = store.guests()
+        names = [each.name for each in guests]
+    return list(await asyncio.gather(*(look(store, name) for name in names))), problems
 
 
 def _show(reports: "list[Report]", file: Path | None, as_json: bool, *, one: bool) -> None:
