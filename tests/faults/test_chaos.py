@@ -146,7 +146,7 @@ class Campaign:
                 self.timers.append(chaos.stopped_for(target, seconds))
                 return f"{kind} for {seconds} s"
             case "interrupt":
-                mover.program.send_signal(signal.SIGINT)
+                mover.program.send_signal(self.random.choice([signal.SIGINT, signal.SIGTERM]))
             case "fill":
                 if self.small is None or (words[1] == "run" and folder and folder.is_relative_to(
                     self.folder / "run")):  # fmt: skip
@@ -363,6 +363,8 @@ async def _state(guest: Guest) -> str:
 
 
 def test_one_copy_lives_whatever_happens() -> None:
+    # What is ignored here would be ignored by the commands, too, as it is in a job of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"\nISTHMUS_CHAOS_SEED={SEED} ISTHMUS_CHAOS_MOVES={MOVES}", flush=True)
     with tempfile.TemporaryDirectory(prefix="ic-") as name:
         folder = Path(name)

@@ -1,11 +1,8 @@
 """`isthmus demo`: the failure every product has today, and the two cures, with real guests."""
 
-import asyncio
 import os
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +14,6 @@ if TYPE_CHECKING:
     from isthmus.qualification.demo.perform import Plan, Script
 
 ACTS = ("without", "levelled", "translated")
-T = TypeVar("T")
 
 
 @click.command()
@@ -113,13 +109,13 @@ def demo(
         kernel=kernel,
     )
     if dry_run:
-        plan = _run(planned(script))
+        plan = lab.run(planned(script))
         click.echo(to_json(plan, indent=2) if as_json else _plan_text(plan, script))
         return 0
     wanted = None if str(report) == "-" else _writable(report)
     console = Console(stderr=as_json)
     with TerminalDisplay(console) as display:
-        result = _run(perform(script, display, cache=cache_folder()))
+        result = lab.run(perform(script, display, cache=cache_folder()))
     if wanted is not None:
         _write(wanted, html(result))
     if as_json:
@@ -128,32 +124,6 @@ def demo(
         console.print()
         console.print(summary(result, str(wanted or "")))
     return 0 if result.ok else 1
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run the demo; SIGTERM and SIGHUP end it as orderly as Ctrl-C does."""
-    ended = False
-
-    async def whole() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-
-        def end() -> None:
-            nonlocal ended
-            ended = True
-            task.cancel()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, end)
-        return await work
-
-    try:
-        return lab.run(whole())
-    except asyncio.CancelledError:
-        if ended:
-            raise KeyboardInterrupt from None
-        raise
 
 
 def _writable(path: Path) -> Path:

@@ -33,9 +33,10 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
             await recover(store, path)
         except IsthmusError as error:
             problems[path.stem] = str(error)
-    revived = await revive_translators(store) if recover_them else []
+    troubled: dict[str, str] = {}
+    revived = await revive_translators(store, troubled) if recover_them else []
     guests, damaged = store.guests()
-    problems |= damaged
+    troubled |= damaged
     moves = [record for _, record in records(store.journals)]
     watched = watches(store.journals)
     if as_json:
@@ -54,7 +55,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
                     ],
                     "migrations": moves,
                     "watches": watched,
-                    "problems": problems,
+                    "problems": problems | troubled,
                     "translators_revived": revived,
                 }
             )
@@ -77,5 +78,6 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
     for name in revived:
         click.echo(f"guest {name}: its translator had died and was started again")
     for name, problem in problems.items():
-        kind = "guest" if name in damaged else "migration"
-        click.echo(f"{kind} {name}: {problem}", err=True)
+        click.echo(f"migration {name}: {problem}", err=True)
+    for name, problem in troubled.items():
+        click.echo(f"guest {name}: {problem}", err=True)
