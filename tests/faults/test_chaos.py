@@ -74,6 +74,7 @@ class Campaign:
         self.runs = [folder / "run", *([small / "run"] if small else [])]
         self.store = GuestStore(self.state, folder / "run")
         self.lives = chaos.Lives(self.store, self.runs)
+        self.kept = folder / "kept"  # what a guest goes through
         self.image = build_image(cache=cache_folder())
         self.failures: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -177,6 +178,8 @@ class Campaign:
         words += ["--qemu", str(self.qemu.path)]
         if (rate := choose.choice([40, 80, 0])) != 0:
             words += ["--bandwidth", str(rate)]
+        if choose.random() < 0.2:
+            words += ["--through", str(self.kept)]
         faults = sorted(
             (
                 ORDER.index(phase), choose.uniform(0, DELAYS_S[phase]), choose.choice(KINDS)
@@ -184,7 +187,9 @@ class Campaign:
             for phase in choose.choices(ORDER, k=choose.choice([1, 1, 1, 2, 2, 3]))
         )  # fmt: skip
         mover = self.command(*words, run=run)
-        story = [f"{guest.name} {'levelled' if self.levelled else 'unlevelled'} {words[3]}"]
+        born = "levelled" if self.levelled else "unlevelled"
+        way = " through a file" if "--through" in words else ""
+        story = [f"{guest.name} {born} {words[3]}{way}"]
         made: list[tuple[str, Phase | None]] = []
         for wanted, delay, kind in faults:
             chaos.wait_for(lambda at=wanted: _reached(mover, at) or not _lives(mover), HANG_S)
@@ -290,8 +295,8 @@ class Campaign:
             folder for folder in self.lives.folders(guest.name)
             if self.lives.qemu(folder) is not None
         ]  # fmt: skip
-        if left := chaos.pending(store):
-            problems.append(f"not settled: {left}")
+        if open_ones := chaos.pending(store):
+            problems.append(f"not settled: {open_ones}")
         if (both := chaos.overlap_s(self.lives, self.folder / "events", guest.name)) > 0:
             problems.append(f"two copies ran at once for {both * 1000:.2f} ms")
         if not living:
@@ -305,8 +310,13 @@ class Campaign:
         allowed |= {served.pid} if served else set()
         if now.translator and not served:
             problems.append("its translator is missing")
-        for one in process.mentioning(self.folder):
-            if one.pid not in allowed:
+
+        def left() -> list[process.ProcessIdentity]:
+            return [one for one in process.mentioning(self.folder) if one.pid not in allowed]
+
+        # One that was stopped while it started has yet to see that nobody needs it.
+        if not chaos.wait_for(lambda: not left(), PATIENCE_S, 0.05):
+            for one in left():
                 command = Path(f"/proc/{one.pid}/cmdline").read_bytes().replace(b"\0", b" ")
                 problems.append(f"left behind: {command[:300]!r}")
                 one.kill()
@@ -314,6 +324,9 @@ class Campaign:
             sockets = [path.name for path in folder.iterdir() if path.is_socket()]
             if folder not in living and sockets:
                 problems.append(f"left in {folder}: {sockets}")
+        if self.kept.exists():
+            problems.append("what the guest went through is still there")
+            self.kept.unlink()
         if problems:
             return "not to be trusted any more"
         before = chaos.ticks(now)
