@@ -72,6 +72,7 @@ def start(
     from isthmus.baseline.level import level
     from isthmus.migration import stopping
     from isthmus.migration.hosts import Machine
+    from isthmus.migration.record import guest_lock
     from isthmus.places import cache_folder
     from isthmus.qualification.lab.image import build_image, command_line
     from isthmus.values import to_json
@@ -98,7 +99,9 @@ def start(
         )
         pool = [hosts.offered(model) for model in (host, *level_with)]
         shown = level(pool).model if level_with else None
-        started = await hosts.start(name, host, machine, shown=shown, module=module)
+        # Two that start one guest at once would share its folder, and its name.
+        with guest_lock(hosts.store.locks, name):
+            started = await hosts.start(name, host, machine, shown=shown, module=module)
         try:
             await _up(started.process)
         except asyncio.CancelledError:  # Ctrl-C: what was started is stopped
