@@ -83,6 +83,8 @@ class Campaign:
         self.number = 0
         self.serial = 0
         self.levelled = True
+        self.disk: Path | None = None
+        self.chosen = ""
 
     # What the operator does.
 
@@ -99,9 +101,13 @@ class Campaign:
         """A new guest that ticks."""
         self.number += 1
         self.levelled = self.random.random() < 0.5
+        self.disk = self.folder / f"disk-{self.number}" if self.random.random() < 0.3 else None
+        if self.disk is not None:
+            self.disk.write_bytes(bytes(1 << 20))
+        options = {"test": "all" if self.levelled else TESTS, "disk": int(self.disk is not None)}
         machine = Machine(
             kernel=self.image.kernel, initrd=self.image.initrd,
-            command_line=command_line({"test": "all" if self.levelled else TESTS}),
+            command_line=command_line(options), disk=self.disk,
         )  # fmt: skip
         pool = [self.cpus.offered(host) for host in (SOURCE, DESTINATION)]
         hosts = Hosts(self.qemu, Accelerator.TCG, self.cpus, self.store)
@@ -143,7 +149,8 @@ class Campaign:
                 chaos.send_signal(target, signal.SIGKILL)
             case "stop":
                 assert target is not None
-                seconds = self.random.choice([0.05, 0.5, 2.0, 6.0])
+                # The last is longer than anybody waits for an answer of a monitor.
+                (seconds,) = self.random.choices([0.05, 0.5, 2.0, 6.0, 45.0], [8, 8, 8, 4, 1])
                 self.timers.append(chaos.stopped_for(target, seconds))
                 return f"{kind} for {seconds} s"
             case "interrupt":
@@ -188,6 +195,7 @@ class Campaign:
         )  # fmt: skip
         mover = self.command(*words, run=run)
         born = "levelled" if self.levelled else "unlevelled"
+        born += " with a disk" if self.disk else ""
         way = " through a file" if "--through" in words else ""
         story = [f"{guest.name} {born} {words[3]}{way}"]
         made: list[tuple[str, Phase | None]] = []
@@ -209,7 +217,7 @@ class Campaign:
         problems = self.after_the_move(guest, mover, status)
         if choose.random() < 0.5:
             self.let_go()
-        self.recover(story, problems)
+        self.recover(guest, mover, story, problems)
         torn = any(kind.startswith("fill") for kind, _ in made)
         now = self.judged(guest, made, problems, torn)
         text = "; ".join(story)
@@ -251,7 +259,9 @@ class Campaign:
             problems.append(f"exit {status}")
         return problems
 
-    def recover(self, story: list[str], problems: list[str]) -> None:
+    def recover(
+        self, guest: Guest, mover: chaos.Mover, story: list[str], problems: list[str]
+    ) -> None:
         """Put things right by the command line, and trouble that, too."""
         choose = self.random
         for other in self.others:
@@ -281,6 +291,24 @@ class Campaign:
         if last.ended(HANG_S) != 0:
             problems.append(f"status: exit {last.program.returncode}: {last.text()[-1500:]}")
         self.others += [*troubled, last]
+        self.chosen = ""
+        if self.disk is not None and chaos.pending(self.store):
+            self.choose(guest, mover, story, problems)
+
+    def choose(
+        self, guest: Guest, mover: chaos.Mover, story: list[str], problems: list[str]
+    ) -> None:
+        """Decide as an operator where a copy that is whole may be older than its disk."""
+        folders = {"source": guest.process.directory, "destination": mover.destination()}
+        alive = [name for name, folder in folders.items() if folder and self.lives.qemu(folder)]
+        if not alive:
+            return
+        self.chosen = self.random.choice(alive)
+        story.append(f"the operator chose the {self.chosen} of {alive}")
+        using = self.command("migrate", "--resume", guest.name, "--use", self.chosen)
+        if using.ended(HANG_S) != 0:
+            problems.append(f"--use {self.chosen}: {using.text()[-1500:]}")
+        self.others.append(using)
 
     def judged(
         self, guest: Guest, made: list[tuple[str, Phase | None]], problems: list[str], torn: bool
@@ -333,6 +361,8 @@ class Campaign:
         if not chaos.wait_for(lambda: chaos.ticks(now) >= before + 2, PATIENCE_S, 0.02):
             problems.append(f"the guest is {asyncio.run(_state(now))} and does not tick")
             return "silent"
+        if self.chosen == "source":
+            return "it may be older than its disk"
         if torn:
             return "its reports may be torn by a full disk"
         lost = self.cpus.offered(SOURCE).features - self.cpus.offered(DESTINATION).features
