@@ -117,3 +117,22 @@ def test_a_run_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not UTF-8"):
         private_directory(path)
     assert not path.exists()
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as any number."""
+    from isthmus import places
+    from isthmus.errors import EnvironmentLackError
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    for name in ("ISTHMUS_STATE", "XDG_STATE_HOME", "ISTHMUS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(EnvironmentLackError, match="ISTHMUS_STATE"):
+        places.state_folder()
+    monkeypatch.setenv("ISTHMUS_STATE", str(tmp_path))
+    assert places.state_folder() == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert places.cache_folder() == tmp_path / "isthmus"
