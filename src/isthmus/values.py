@@ -26,10 +26,18 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(value: Any, *, indent: int | None = None) -> bytes:
-    """Encode a value as JSON; keys and sets are sorted, so that equal values are equal bytes."""
+    """Encode a value as JSON; keys and sets are sorted, so that equal values are equal bytes.
+
+    :raises InputError: a text in it, such as a file's name, is not UTF-8, and JSON knows no other.
+    """
     # Numbers as keys (MSRs) become texts first: the encoder sorts texts only.
     plain = msgspec.to_builtins(value, order="sorted", str_keys=True, enc_hook=_encode)
-    data = msgspec.json.encode(plain, order="sorted")
+    try:
+        data = msgspec.json.encode(plain, order="sorted")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{error.object!r}: not UTF-8, which JSON needs", remedy="give it another name"
+        ) from error
     return data if indent is None else msgspec.json.format(data, indent=indent)
 
 

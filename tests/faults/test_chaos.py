@@ -74,6 +74,7 @@ class Campaign:
         self.runs = [folder / "run", *([small / "run"] if small else [])]
         self.store = GuestStore(self.state, folder / "run")
         self.lives = chaos.Lives(self.store, self.runs)
+        self.kept = folder / "kept"  # what a guest goes through
         self.image = build_image(cache=cache_folder())
         self.failures: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -82,6 +83,8 @@ class Campaign:
         self.number = 0
         self.serial = 0
         self.levelled = True
+        self.disk: Path | None = None
+        self.chosen = ""
 
     # What the operator does.
 
@@ -98,9 +101,13 @@ class Campaign:
         """A new guest that ticks."""
         self.number += 1
         self.levelled = self.random.random() < 0.5
+        self.disk = self.folder / f"disk-{self.number}" if self.random.random() < 0.3 else None
+        if self.disk is not None:
+            self.disk.write_bytes(bytes(1 << 20))
+        options = {"test": "all" if self.levelled else TESTS, "disk": int(self.disk is not None)}
         machine = Machine(
             kernel=self.image.kernel, initrd=self.image.initrd,
-            command_line=command_line({"test": "all" if self.levelled else TESTS}),
+            command_line=command_line(options), disk=self.disk,
         )  # fmt: skip
         pool = [self.cpus.offered(host) for host in (SOURCE, DESTINATION)]
         hosts = Hosts(self.qemu, Accelerator.TCG, self.cpus, self.store)
@@ -142,11 +149,12 @@ class Campaign:
                 chaos.send_signal(target, signal.SIGKILL)
             case "stop":
                 assert target is not None
-                seconds = self.random.choice([0.05, 0.5, 2.0, 6.0])
+                # The last is longer than anybody waits for an answer of a monitor.
+                (seconds,) = self.random.choices([0.05, 0.5, 2.0, 6.0, 45.0], [8, 8, 8, 4, 1])
                 self.timers.append(chaos.stopped_for(target, seconds))
                 return f"{kind} for {seconds} s"
             case "interrupt":
-                mover.program.send_signal(signal.SIGINT)
+                mover.program.send_signal(self.random.choice([signal.SIGINT, signal.SIGTERM]))
             case "fill":
                 if self.small is None or (words[1] == "run" and folder and folder.is_relative_to(
                     self.folder / "run")):  # fmt: skip
@@ -177,6 +185,8 @@ class Campaign:
         words += ["--qemu", str(self.qemu.path)]
         if (rate := choose.choice([40, 80, 0])) != 0:
             words += ["--bandwidth", str(rate)]
+        if choose.random() < 0.2:
+            words += ["--through", str(self.kept)]
         faults = sorted(
             (
                 ORDER.index(phase), choose.uniform(0, DELAYS_S[phase]), choose.choice(KINDS)
@@ -184,7 +194,10 @@ class Campaign:
             for phase in choose.choices(ORDER, k=choose.choice([1, 1, 1, 2, 2, 3]))
         )  # fmt: skip
         mover = self.command(*words, run=run)
-        story = [f"{guest.name} {'levelled' if self.levelled else 'unlevelled'} {words[3]}"]
+        born = "levelled" if self.levelled else "unlevelled"
+        born += " with a disk" if self.disk else ""
+        way = " through a file" if "--through" in words else ""
+        story = [f"{guest.name} {born} {words[3]}{way}"]
         made: list[tuple[str, Phase | None]] = []
         for wanted, delay, kind in faults:
             chaos.wait_for(lambda at=wanted: _reached(mover, at) or not _lives(mover), HANG_S)
@@ -204,7 +217,7 @@ class Campaign:
         problems = self.after_the_move(guest, mover, status)
         if choose.random() < 0.5:
             self.let_go()
-        self.recover(story, problems)
+        self.recover(guest, mover, story, problems)
         torn = any(kind.startswith("fill") for kind, _ in made)
         now = self.judged(guest, made, problems, torn)
         text = "; ".join(story)
@@ -246,7 +259,9 @@ class Campaign:
             problems.append(f"exit {status}")
         return problems
 
-    def recover(self, story: list[str], problems: list[str]) -> None:
+    def recover(
+        self, guest: Guest, mover: chaos.Mover, story: list[str], problems: list[str]
+    ) -> None:
         """Put things right by the command line, and trouble that, too."""
         choose = self.random
         for other in self.others:
@@ -276,6 +291,24 @@ class Campaign:
         if last.ended(HANG_S) != 0:
             problems.append(f"status: exit {last.program.returncode}: {last.text()[-1500:]}")
         self.others += [*troubled, last]
+        self.chosen = ""
+        if self.disk is not None and chaos.pending(self.store):
+            self.choose(guest, mover, story, problems)
+
+    def choose(
+        self, guest: Guest, mover: chaos.Mover, story: list[str], problems: list[str]
+    ) -> None:
+        """Decide as an operator where a copy that is whole may be older than its disk."""
+        folders = {"source": guest.process.directory, "destination": mover.destination()}
+        alive = [name for name, folder in folders.items() if folder and self.lives.qemu(folder)]
+        if not alive:
+            return
+        self.chosen = self.random.choice(alive)
+        story.append(f"the operator chose the {self.chosen} of {alive}")
+        using = self.command("migrate", "--resume", guest.name, "--use", self.chosen)
+        if using.ended(HANG_S) != 0:
+            problems.append(f"--use {self.chosen}: {using.text()[-1500:]}")
+        self.others.append(using)
 
     def judged(
         self, guest: Guest, made: list[tuple[str, Phase | None]], problems: list[str], torn: bool
@@ -290,8 +323,8 @@ class Campaign:
             folder for folder in self.lives.folders(guest.name)
             if self.lives.qemu(folder) is not None
         ]  # fmt: skip
-        if left := chaos.pending(store):
-            problems.append(f"not settled: {left}")
+        if open_ones := chaos.pending(store):
+            problems.append(f"not settled: {open_ones}")
         if (both := chaos.overlap_s(self.lives, self.folder / "events", guest.name)) > 0:
             problems.append(f"two copies ran at once for {both * 1000:.2f} ms")
         if not living:
@@ -305,8 +338,13 @@ class Campaign:
         allowed |= {served.pid} if served else set()
         if now.translator and not served:
             problems.append("its translator is missing")
-        for one in process.mentioning(self.folder):
-            if one.pid not in allowed:
+
+        def left() -> list[process.ProcessIdentity]:
+            return [one for one in process.mentioning(self.folder) if one.pid not in allowed]
+
+        # One that was stopped while it started has yet to see that nobody needs it.
+        if not chaos.wait_for(lambda: not left(), PATIENCE_S, 0.05):
+            for one in left():
                 command = Path(f"/proc/{one.pid}/cmdline").read_bytes().replace(b"\0", b" ")
                 problems.append(f"left behind: {command[:300]!r}")
                 one.kill()
@@ -314,12 +352,17 @@ class Campaign:
             sockets = [path.name for path in folder.iterdir() if path.is_socket()]
             if folder not in living and sockets:
                 problems.append(f"left in {folder}: {sockets}")
+        if self.kept.exists():
+            problems.append("what the guest went through is still there")
+            self.kept.unlink()
         if problems:
             return "not to be trusted any more"
         before = chaos.ticks(now)
         if not chaos.wait_for(lambda: chaos.ticks(now) >= before + 2, PATIENCE_S, 0.02):
             problems.append(f"the guest is {asyncio.run(_state(now))} and does not tick")
             return "silent"
+        if self.chosen == "source":
+            return "it may be older than its disk"
         if torn:
             return "its reports may be torn by a full disk"
         lost = self.cpus.offered(SOURCE).features - self.cpus.offered(DESTINATION).features
@@ -363,6 +406,8 @@ async def _state(guest: Guest) -> str:
 
 
 def test_one_copy_lives_whatever_happens() -> None:
+    # What is ignored here would be ignored by the commands, too, as it is in a job of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"\nISTHMUS_CHAOS_SEED={SEED} ISTHMUS_CHAOS_MOVES={MOVES}", flush=True)
     with tempfile.TemporaryDirectory(prefix="ic-") as name:
         folder = Path(name)

@@ -15,7 +15,9 @@ from isthmus.migration.record import records
 pytestmark = pytest.mark.lab
 
 SLOW = Options(bandwidth=40 << 20)  # so that a move takes seconds
-POINTS = [Phase.PREPARED, Phase.MOVING, Phase.SWITCHED, Phase.STARTING, Phase.VERIFYING]
+POINTS = [
+    Phase.PREPARED, Phase.MOVING, Phase.SWITCHED, Phase.STARTING, Phase.VERIFYING, Phase.COMMITTING,
+]  # fmt: skip
 
 
 def killer(world, point: Phase, after_s: float = 0.0):

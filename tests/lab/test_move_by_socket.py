@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,3 +200,20 @@ async def test_a_guest_that_has_a_name_here_is_moved_by_it(folder: Path) -> None
     assert done.returncode == 3
     assert "isthmus migrate web --to" in done.stderr
     assert await state(here) == "running"
+
+
+async def test_a_destination_that_hangs_does_not_hang_the_roll_back(folder: Path) -> None:
+    """It is known by its socket only, so nobody can end it: both are held, in minutes."""
+    here, there = await pair(folder, "kvm64")
+    await killed_while_it_verifies(folder, here, there)
+    os.kill(there.identity.pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        words = ("--resume", "--use", "source")
+        done = await asyncio.to_thread(migrate, folder, *words)
+        assert done.returncode == 1, done.stderr
+        assert "does not end" in done.stderr
+        assert time.monotonic() - begun < 280
+    finally:
+        os.kill(there.identity.pid, signal.SIGCONT)
+    assert await state(here) == "postmigrate"

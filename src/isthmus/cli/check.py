@@ -7,6 +7,7 @@ import click
 
 from isthmus.cli.hosts import read_hosts
 from isthmus.cli.placements import covered, translate_options
+from isthmus.cli.screen import screen
 from isthmus.cpu.features import find
 from isthmus.cpu.model import CpuModel
 from isthmus.divergence.evidence import GuestEvidence
@@ -191,7 +192,6 @@ def _matrix(hosts: Sequence[CpuModel], options: _Options, as_json: bool) -> int:
 
 
 def _draw(hosts: Sequence[CpuModel], cells: Sequence[Cell]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="guests booted on (rows) moving to (columns)", title_justify="left")
@@ -202,7 +202,7 @@ def _draw(hosts: Sequence[CpuModel], cells: Sequence[Cell]) -> None:
     for guest in hosts:
         row = [found.get((guest.name, host.name)) for host in hosts]
         table.add_row(guest.name, *(_words(cell) for cell in row))
-    Console(highlight=False).print(table)
+    screen().print(table)
 
 
 def _words(cell: Cell | None) -> str:

@@ -6,6 +6,7 @@ import click
 
 from isthmus.cli.hosts import read_hosts
 from isthmus.cli.placements import covered, translate_options
+from isthmus.cli.screen import screen
 from isthmus.divergence.comparison import Comparison, Direction, compare, link
 from isthmus.divergence.finding import Severity
 from isthmus.errors import InputError
@@ -81,9 +82,8 @@ def _write(file: Path, found: Comparison) -> None:
 
 
 def _show(found: Comparison) -> None:
-    from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
+    console = screen()
     if len(found.hosts) >= _MANY:
         console.print(_matrix(found))
         click.echo("name two of them for every finding, or take --html FILE")

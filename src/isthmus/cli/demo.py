@@ -1,23 +1,19 @@
 """`isthmus demo`: the failure every product has today, and the two cures, with real guests."""
 
-import asyncio
-import contextlib
 import os
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from isthmus.cli import lab
 from isthmus.errors import InputError, IsthmusError
+from isthmus.whole_file import write_whole
 
 if TYPE_CHECKING:
     from isthmus.qualification.demo.perform import Plan, Script
 
 ACTS = ("without", "levelled", "translated")
-T = TypeVar("T")
 
 
 @click.command()
@@ -113,13 +109,13 @@ def demo(
         kernel=kernel,
     )
     if dry_run:
-        plan = _run(planned(script))
+        plan = lab.run(planned(script))
         click.echo(to_json(plan, indent=2) if as_json else _plan_text(plan, script))
         return 0
     wanted = None if str(report) == "-" else _writable(report)
     console = Console(stderr=as_json)
     with TerminalDisplay(console) as display:
-        result = _run(perform(script, display, cache=cache_folder()))
+        result = lab.run(perform(script, display, cache=cache_folder()))
     if wanted is not None:
         _write(wanted, html(result))
     if as_json:
@@ -128,32 +124,6 @@ def demo(
         console.print()
         console.print(summary(result, str(wanted or "")))
     return 0 if result.ok else 1
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run the demo; SIGTERM and SIGHUP end it as orderly as Ctrl-C does."""
-    ended = False
-
-    async def whole() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-
-        def end() -> None:
-            nonlocal ended
-            ended = True
-            task.cancel()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, end)
-        return await work
-
-    try:
-        return lab.run(whole())
-    except asyncio.CancelledError:
-        if ended:
-            raise KeyboardInterrupt from None
-        raise
 
 
 def _writable(path: Path) -> Path:
@@ -169,13 +139,9 @@ def _writable(path: Path) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Write the report, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
         raise IsthmusError(
             f"{path}: the report cannot be written: {error.strerror}",
             remedy="free some space, or name another file with --report",

@@ -29,7 +29,10 @@ def guest() -> None:
 @click.option(
     "--level-with", multiple=True, metavar="MODEL", help="Show the level of --host and these hosts."
 )
-@click.option("--memory", default=256, show_default=True, metavar="MIB", help="Memory in MiB.")
+@click.option(
+    "--memory", default=256, show_default=True, metavar="MIB", type=click.IntRange(min=1),
+    help="Memory in MiB.",
+)  # fmt: skip
 @click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 16))
 @click.option("--kernel", metavar="KERNEL", help="A series (6.12), a package or a vmlinuz.")
 @click.option("--test", default="all", show_default=True, help="Instruction groups to test.")
@@ -67,7 +70,9 @@ def start(
       isthmus guest start both --host EPYC --level-with Skylake-Server --vcpus 2
     """
     from isthmus.baseline.level import level
+    from isthmus.migration import stopping
     from isthmus.migration.hosts import Machine
+    from isthmus.migration.record import guest_lock
     from isthmus.places import cache_folder
     from isthmus.qualification.lab.image import build_image, command_line
     from isthmus.values import to_json
@@ -94,8 +99,14 @@ def start(
         )
         pool = [hosts.offered(model) for model in (host, *level_with)]
         shown = level(pool).model if level_with else None
-        started = await hosts.start(name, host, machine, shown=shown, module=module)
-        await _up(started.process)
+        # Two that start one guest at once would share its folder, and its name.
+        with guest_lock(hosts.store.locks, name):
+            started = await hosts.start(name, host, machine, shown=shown, module=module)
+        try:
+            await _up(started.process)
+        except asyncio.CancelledError:  # Ctrl-C: what was started is stopped
+            stopping.stop(hosts.store, name)
+            raise
         if as_json:
             click.echo(to_json(started))
         else:
@@ -113,7 +124,10 @@ async def _up(process: QemuProcess) -> None:
         if process.payload.exists() and b" tick " in process.payload.read_bytes():
             return
         await asyncio.sleep(0.1)
-    raise IsthmusError("the guest does not come up", remedy=f"its console is in {process.console}")
+    raise IsthmusError(
+        "the guest does not come up",
+        remedy=f"its console is in {process.console}; `isthmus guest stop` takes it away",
+    )
 
 
 @guest.command("list")
@@ -128,14 +142,14 @@ def list_guests(as_json: bool) -> None:
     """
     from isthmus.values import to_json
 
-    store = lab.store()
-    guests = [store.read(name) for name in store.names()]
+    guests, problems = lab.store().guests()
     if as_json:
         click.echo(to_json(guests))
-        return
-    for each in guests:
-        state = f"pid {each.process.identity.pid}" if each.process.alive() else "dead"
-        click.echo(f"{each.name:16} {each.host:20} {each.hops:3} moves  {state}")
+    else:
+        for each in guests:
+            state = f"pid {each.process.identity.pid}" if each.process.alive() else "dead"
+            click.echo(f"{each.name:16} {each.host:20} {each.hops:3} moves  {state}")
+    lab.tell_damaged(problems)
 
 
 @guest.command()

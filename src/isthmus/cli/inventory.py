@@ -3,6 +3,7 @@
 import click
 
 from isthmus.cli.hosts import is_uri
+from isthmus.cli.screen import screen
 from isthmus.divergence.finding import Finding, Severity
 from isthmus.errors import InputError
 from isthmus.hypervisor.libvirt.host import LibvirtHost
@@ -108,13 +109,12 @@ def _judged(resident: Resident, here: LibvirtHost, there: LibvirtHost, move: Mov
 
 
 def _list(one: Inventory) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     cpu = one.host.cpu
     told = f"{cpu.vendor}, {len(cpu.features)} features" if cpu else "; ".join(one.host.unknown)
-    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
+    console = screen()
     table = Table(title=Text(f"{one.host.name}: {told or 'CPU not known'}"), title_justify="left")
     for column in ("domain", "state", "CPU", "machine", "MiB", "vCPUs"):
         table.add_column(column, overflow="fold")

@@ -1,7 +1,8 @@
 """What several commands share: the guests of this machine, and the hosts that its QEMU plays."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+import signal
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -52,9 +53,46 @@ async def hosts(
     return Hosts(qemu, accelerator, await read_cpus(qemu, accelerator), store())
 
 
+def tell_damaged(problems: Mapping[str, str]) -> None:
+    """Tell of guests whose files cannot be read, after the others were shown.
+
+    :raises InputError: there are any.
+    """
+    if problems:
+        raise InputError(
+            "; ".join(problems.values()),
+            remedy=f"isthmus guest stop {' '.join(problems)} takes away what is left of them",
+        )
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work; Ctrl-C cancels it and waits until it has put things right."""
-    return asyncio.run(work)
+    """Run a command's work; Ctrl-C cancels it and waits until it has put things right.
+
+    So do SIGTERM and SIGHUP: a lost terminal must not leave a guest standing still on both hosts.
+    """
+    ended = False
+
+    async def whole() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            task.cancel()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                loop.add_signal_handler(number, end)
+        return await work
+
+    try:
+        return asyncio.run(whole())
+    except asyncio.CancelledError:
+        if ended:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def qemu_option(command: F) -> F:

@@ -14,6 +14,7 @@ from isthmus.cli.applying import Applying, applied, applying_options
 from isthmus.cli.hosts import HERE, at_uri, is_file, is_uri, read_hosts
 from isthmus.cli.placements import covered, translate_options
 from isthmus.cli.pools import joined, raised_by, stored
+from isthmus.cli.screen import screen
 from isthmus.cpu.model import CpuModel
 from isthmus.cpu.probe import this_machine
 from isthmus.cpu.readers.recognise import read_host
@@ -238,12 +239,11 @@ def _host(name: str, cpus: QemuCpus) -> CpuModel:
 
 
 def _print(baseline: Baseline, rendering: Rendering) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     model = baseline.model
-    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
+    console = screen()
     table = Table(title=Text(f"{model.name}: {len(model.features)} features"), title_justify="left")
     table.add_column("host", no_wrap=True)
     table.add_column("gives up", justify="right")

@@ -6,6 +6,7 @@ standard error and an exit code here, and nowhere else.
 """
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -152,14 +153,40 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run ``isthmus`` with ``arguments`` (the process's own by default) and exit."""
+    _print_anything()
     try:
         status = _run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: the shell has closed it
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader went away (`isthmus … | head`); the interpreter must not flush at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away (`isthmus … | head`).
+        _drop_output()
         status = _BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        _complain(_told(error), None)
+        logging.getLogger("isthmus").debug("from here", exc_info=error)
+        status = IsthmusError.exit_code
     sys.exit(status)
+
+
+def _print_anything() -> None:
+    """A name that the terminal's character set lacks must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Throw away what could not be printed: the interpreter must not try again at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: OSError) -> str:
+    """What the system refused, and of which file: without a name it was the standard output."""
+    where = error.filename if error.filename is not None else "the standard output"
+    return f"{os.fsdecode(where) if isinstance(where, bytes) else where}: {error.strerror or error}"
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -16,7 +16,11 @@ from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import MigrationRecord
 
 if TYPE_CHECKING:
+    from isthmus.hypervisor.qemu.guests import GuestStore
     from isthmus.migration.platforms import Request
+
+LONGEST_VERIFY_S = 24 * 3600
+"""While it is watched for the commit a guest has two processes; for longer there is --watch."""
 
 
 @click.command()
@@ -111,6 +115,11 @@ def migrate(
       isthmus migrate web --to Penryn --through /mnt/share/web.state
       isthmus migrate --resume
     """
+    if not 0 <= verify <= LONGEST_VERIFY_S:
+        raise InputError(
+            f"--verify {verify:g}: no time to watch a guest in",
+            remedy=f"say seconds, 0 to {LONGEST_VERIFY_S}",
+        )
     options = Options(
         bandwidth=bandwidth << 20 if bandwidth else None,
         downtime_limit_ms=downtime_limit,
@@ -125,6 +134,11 @@ def migrate(
         "--copy-storage": copy_storage, "--tls": tls,
     }  # fmt: skip
     wished = {name for name, value in wishes.items() if value}
+    if resume:
+        where = {"--to": host, "--from": source, "--qmp": qmp, "--to-qmp": to_qmp}
+        _require_only({name for name, value in where.items() if value} | wished, (), "--resume")
+    if use and not resume:
+        raise InputError("--use: only with --resume", remedy="isthmus migrate --resume --use …")
     if resume:
         lab.run(_resume(guest, use or "", as_json))
     elif qmp and to_qmp:
@@ -323,6 +337,8 @@ async def _resume(guest: str | None, use: str, as_json: bool) -> None:
         for path in unfinished(store)
         if guest in {None, path.stem, read_record(path).plan.guest}
     ]
+    if not paths and guest is not None:
+        _require_known(store, guest)
     if not paths:
         click.echo("nothing was cut short", err=True)
     failed: IsthmusError | None = None
@@ -336,6 +352,23 @@ async def _resume(guest: str | None, use: str, as_json: bool) -> None:
             failed = error
     if failed is not None:
         raise failed
+
+
+def _require_known(store: "GuestStore", name: str) -> None:
+    """Tell a name that is only misspelt from a guest or a migration with which all is well.
+
+    :raises InputError: nothing here has that name.
+    """
+    from isthmus.migration.record import records
+
+    if name in store.names():
+        return
+    for path, record in records(store.journals):
+        if name in {path.stem, record.plan.guest}:
+            return
+    raise InputError(
+        f"{name}: no guest and no migration of that name", remedy="`isthmus status` lists them"
+    )
 
 
 def _observer(quiet: bool) -> Observer:

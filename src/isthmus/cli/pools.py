@@ -1,7 +1,5 @@
 """The pool's file, for ``isthmus level --pool``: written whole or not at all."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from isthmus.baseline.pool import Joining, Pool, Raising, join, raised, ways
 from isthmus.cpu.model import CpuModel
 from isthmus.errors import InputError
 from isthmus.values import read_value, to_json
+from isthmus.whole_file import write_whole
 
 REFUSED = 3
 
@@ -28,12 +27,7 @@ def stored(file: Path, pool: Pool, *, dry_run: bool, new: bool = False) -> None:
     if dry_run:
         return
     try:
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(to_json(pool, indent=1) + b"\n")
-            part.flush()
-            os.fsync(part.fileno())
-        Path(part.name).chmod(0o644)
-        Path(part.name).replace(file)
+        write_whole(file, to_json(pool, indent=1) + b"\n")
     except OSError as error:
         raise InputError(
             f"{file}: {error.strerror or error}", remedy="name a place that can be written"

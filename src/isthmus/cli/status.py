@@ -22,19 +22,21 @@ def status(no_recover: bool, as_json: bool) -> None:
 
 async def _status(*, recover_them: bool, as_json: bool) -> None:
     from isthmus.migration.hosts import recover, revive_translators, unfinished
-    from isthmus.migration.record import records
+    from isthmus.migration.record import records, unreadable
     from isthmus.migration.vigil import watches
     from isthmus.values import to_json
 
     store = lab.store()
-    problems: dict[str, str] = {}
+    problems = unreadable(store.journals)
     for path in unfinished(store) if recover_them else ():
         try:
             await recover(store, path)
         except IsthmusError as error:
             problems[path.stem] = str(error)
-    revived = await revive_translators(store) if recover_them else []
-    guests = [store.read(name) for name in store.names()]
+    troubled: dict[str, str] = {}
+    revived = await revive_translators(store, troubled) if recover_them else []
+    guests, damaged = store.guests()
+    troubled |= damaged
     moves = [record for _, record in records(store.journals)]
     watched = watches(store.journals)
     if as_json:
@@ -53,7 +55,7 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
                     ],
                     "migrations": moves,
                     "watches": watched,
-                    "problems": problems,
+                    "problems": problems | troubled,
                     "translators_revived": revived,
                 }
             )
@@ -77,3 +79,5 @@ async def _status(*, recover_them: bool, as_json: bool) -> None:
         click.echo(f"guest {name}: its translator had died and was started again")
     for name, problem in problems.items():
         click.echo(f"migration {name}: {problem}", err=True)
+    for name, problem in troubled.items():
+        click.echo(f"guest {name}: {problem}", err=True)

@@ -321,19 +321,23 @@ class _Run:
         """The destination has proved itself: the source is destroyed, and it is the guest.
 
         :raises IsthmusError: that could not be brought to its end; recovery does it later.
+        :raises RolledBackError: the destination has died since it was looked at.
         """
         try:
             await self.enter(Phase.COMMITTING)
-            await self.source.destroy()
-            # Not before: until then the guest may have to go back.
-            self.adopt(self.journal.record)
-            self._forget_file()
-            await self.enter(Phase.COMMITTED)
+            if await self.destination.state() is not Copy.DEAD:
+                await self.source.destroy()
+                # Not before: until then the guest may have to go back.
+                self.adopt(self.journal.record)
+                self._forget_file()
+                await self.enter(Phase.COMMITTED)
+                return
         except (IsthmusError, OSError) as error:
             raise IsthmusError(
                 f"the guest runs on its destination, but the move could not be closed: {error}",
                 remedy="mend that, then isthmus migrate --resume",
             ) from error
+        await self.settle(HypervisorError("the destination ended while it was to be committed to"))
 
     async def settle(self, error: BaseException) -> None:
         """Bring a migration that did not go on to an end that is safe.
@@ -351,6 +355,8 @@ class _Run:
                 return
             if decision.action is Action.ROLL_BACK:
                 await self._roll_back(why)
+        except (RolledBackError, UndecidedError, LostError):
+            raise  # settled already, below
         except _DeadOnArrivalError as dead:
             if not situation.failed:
                 await self.settle(dead)

@@ -454,24 +454,33 @@ async def spawn_for(guest: Guest) -> TranslatorClient:
     )
 
 
-async def revive_translators(store: GuestStore) -> list[str]:
+async def revive_translators(
+    store: GuestStore, problems: dict[str, str] | None = None
+) -> list[str]:
     """Start the translators again that have died while their guests need them.
 
     Such a guest stands still at its next #UD; the new translator takes over there.  A guest that
     another command works on is left to it: two translators for one guest would be one too many.
 
+    :param problems: gets the names of the guests that cannot be helped, and why; without it the
+        first of them is raised.
     :returns: the names of the guests that were helped.
     """
     helped = []
-    for name in store.names():
+    for name in (guest.name for guest in store.guests()[0]):
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(guest_lock(store.locks, name))
             except IsthmusError:
                 continue
             # Which copy may run is for its recovery to say: the stale one would run beside it.
-            if not unfinished(store, name) and await _revive(store.read(name)):
-                helped.append(name)
+            try:
+                if not unfinished(store, name) and await _revive(store.read(name)):
+                    helped.append(name)
+            except IsthmusError as error:
+                if problems is None:
+                    raise
+                problems[name] = str(error)
     return helped
 
 

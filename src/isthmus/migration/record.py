@@ -306,6 +306,23 @@ def records(folder: Path) -> list[tuple[Path, MigrationRecord]]:
     return found
 
 
+def unreadable(folder: Path) -> dict[str, str]:
+    """The journals of a folder that cannot be read, by migration, and why.
+
+    Without those that only have their space: their migration ended before its first step.
+    """
+    problems = {}
+    for path in sorted(folder.glob("*.journal")) if folder.is_dir() else ():
+        try:
+            read_record(path)
+        except InputError as error:
+            with contextlib.suppress(InputError):
+                if not read_bytes(path, limit=4 << 20).strip(b"\0"):
+                    continue
+            problems[path.stem] = str(error)
+    return problems
+
+
 def _read(path: Path) -> tuple[MigrationRecord, int]:
     """The record, and where its last whole line ends."""
     data = read_bytes(path, limit=4 << 20)
@@ -352,9 +369,15 @@ def guest_lock(folder: Path, guest: str) -> Iterator[None]:
 
     :raises IsthmusError: another process of this machine is moving it.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in guest)[-100:]
-    descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EnvironmentLackError(
+            f"{folder}: cannot be written: {error.strerror}",
+            remedy="set ISTHMUS_STATE to a folder that can be written",
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,6 +20,8 @@ from isthmus.migration.decision import Copy
 from isthmus.migration.record import Plan, Side
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 
+ENDING_S = 10.0
+"""How long a process that was told to end may take; one look at it may take longer."""
 LOADING_S = 30.0
 """How long a destination whose source has died may still load what had reached it."""
 RESUME_S = 5.0
@@ -112,11 +114,14 @@ class _End:
                 await self._monitor.execute("quit", timeout=2)
         if self.side.identity is not None:
             await asyncio.to_thread(self.side.identity.kill)
-        for _ in range(100):
-            if await self.state() is Copy.DEAD:
-                _sweep(self.side.directory)
-                return
+        deadline = time.monotonic() + ENDING_S
+        while await self.state() is not Copy.DEAD:
+            if time.monotonic() >= deadline:
+                break
             await asyncio.sleep(0.05)
+        else:
+            _sweep(self.side.directory)
+            return
         raise HypervisorError(f"{self.side.qmp}: that QEMU does not end", remedy="end it by hand")
 
     async def close(self) -> None:

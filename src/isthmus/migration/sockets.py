@@ -89,10 +89,11 @@ def _require_free(store: GuestStore, path: Path, one: ProcessIdentity) -> None:
     :raises RefusedError: it is a guest that has a name here, and a file that a move has to change.
     :raises IsthmusError: an earlier migration of that process has not ended.
     """
-    for name in store.names():
-        if store.read(name).process.identity == one:
+    for guest in store.guests()[0]:
+        if guest.process.identity == one:
             raise RefusedError(
-                f"{path}: that is the guest {name}", remedy=f"isthmus migrate {name} --to HOST"
+                f"{path}: that is the guest {guest.name}",
+                remedy=f"isthmus migrate {guest.name} --to HOST",
             )
 
     def concerns(plan: Plan) -> bool:

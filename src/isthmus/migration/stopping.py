@@ -6,6 +6,7 @@ The record of such a move is closed with it: a later guest of that name has noth
 import shutil
 from pathlib import Path
 
+from isthmus.errors import InputError
 from isthmus.hypervisor.qemu import process
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.migration.hosts import unfinished
@@ -18,14 +19,21 @@ WHY = "the operator has stopped the guest"
 def stop(store: GuestStore, name: str) -> None:
     """Kill the guest and remove all files of its processes.
 
-    :raises InputError: there is no guest of that name.
+    :raises InputError: there is no guest of that name; one whose file is damaged is ended, too.
     :raises IsthmusError: another process moves it.
     """
     with guest_lock(store.locks, name):
-        guest = store.read(name)
-        guest.process.kill()
-        # Some may lie in another run folder: that setting is the command's, not the guest's.
-        folders = {*(store.run / name).glob("*"), *(path.parent for path in guest.streams)}
+        folders = set((store.run / name).glob("*"))
+        try:
+            guest = store.read(name)
+        except InputError:
+            if name not in store.names():
+                raise
+            # Its file is damaged: what lies in its folder tells of its processes.
+        else:
+            guest.process.kill()
+            # Some may lie in another run folder: that setting is the command's, not the guest's.
+            folders |= {path.parent for path in guest.streams}
         for path in unfinished(store, name):
             journal = Journal.reopen(path)
             try:

@@ -1,8 +1,6 @@
 """`isthmus translate metrics`: the translators' counters for Prometheus."""
 
 import contextlib
-import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ import click
 
 from isthmus.cli import lab
 from isthmus.errors import InputError
+from isthmus.whole_file import write_whole
 
 if TYPE_CHECKING:
     from isthmus.migration.arming import Report
@@ -65,20 +64,9 @@ def _reports() -> "list[Report]":
 
 def _write(path: Path, text: bytes) -> None:
     """Replace the file at once: its reader must never see a part (node_exporter's own advice)."""
-    part: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            part = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        part.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
         raise InputError(
             f"{path}: {error.strerror or error}", remedy="name a file in a folder to write in"
         ) from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from isthmus.cli import lab
+from isthmus.cli.screen import screen
 from isthmus.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,22 +53,27 @@ def status(guest: str | None, watch: bool, every: float, file: Path | None, as_j
     if math.isnan(every):  # it passes every range
         raise InputError("--every nan: not a number", remedy="give seconds, such as 2")
     if not watch:
-        _show(lab.run(_reports(guest)), file, as_json, one=guest is not None)
+        reports, problems = lab.run(_reports(guest))
+        _show(reports, file, as_json, one=guest is not None)
+        lab.tell_damaged(problems)
         return
     while True:
-        reports = lab.run(_reports(guest))
+        reports, _ = lab.run(_reports(guest))
         if not as_json and sys.stdout.isatty():
             click.echo("\x1b[H\x1b[2J", nl=False)
         _show(reports, file, as_json, one=guest is not None)
         time.sleep(every)
 
 
-async def _reports(guest: str | None) -> "list[Report]":
+async def _reports(guest: str | None) -> "tuple[list[Report], dict[str, str]]":
     from isthmus.migration.arming import look
 
     store = lab.store()
-    names = [guest] if guest else store.names()
-    return list(await asyncio.gather(*(look(store, name) for name in names)))
+    names, problems = [guest] if guest else [], dict[str, str]()
+    if guest is None:
+        guests, problems = store.guests()
+        names = [each.name for each in guests]
+    return list(await asyncio.gather(*(look(store, name) for name in names))), problems
 
 
 def _show(reports: "list[Report]", file: Path | None, as_json: bool, *, one: bool) -> None:
@@ -101,7 +107,6 @@ def _symbols(file: Path | None, status: "TranslatorStatus") -> "Symbols | None":
 
 
 def _table(reports: "list[Report]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -117,7 +122,7 @@ def _table(reports: "list[Report]") -> None:
             cells.append(str(sum(found.translated.values())))
             cells += [f"{found.rate_hz:.0f}", f"{found.busy_share:.1%}"]
         table.add_row(*map(Text, cells))
-    Console(highlight=False).print(table)
+    screen().print(table)
     if any(r.translation and r.translation.placement == "inside" for r in reports):
         click.echo("inside: the counters are in the guest, /sys/kernel/debug/isthmus/counters")
 

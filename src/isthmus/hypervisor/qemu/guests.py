@@ -77,7 +77,8 @@ class GuestStore:
 
     def names(self) -> list[str]:
         """The names of all guests, sorted."""
-        return sorted(path.stem for path in self.folder.glob("*.json"))
+        found = (path.stem for path in self.folder.glob("*.json"))
+        return sorted(name for name in found if _NAME.fullmatch(name))
 
     def read(self, name: str) -> Guest:
         """The guest of that name.
@@ -91,6 +92,19 @@ class GuestStore:
                 f"{name}: no guest of that name", remedy=f"`isthmus guest list` (known: {known})"
             )
         return read_value(path, Guest)
+
+    def guests(self) -> tuple[list[Guest], dict[str, str]]:
+        """All guests by name, and by the names of the files that cannot be read, why not.
+
+        One that is damaged must not hide the others.
+        """
+        found, problems = [], {}
+        for name in self.names():
+            try:
+                found.append(self.read(name))
+            except InputError as error:
+                problems[name] = str(error)
+        return found, problems
 
     def write(self, guest: Guest) -> None:
         """Write the guest's file, whole or not at all.

@@ -202,8 +202,12 @@ def private_directory(path: Path) -> Path:
     """Make ``path`` (with parents) a folder that only this user can enter.
 
     :raises InputError: it exists and belongs to somebody else, or sockets in it would have too
-        long a path, or it cannot be made.
+        long a path, or its path is not UTF-8, or it cannot be made.
     """
+    if any("\ud800" <= sign <= "\udfff" for sign in str(path)):
+        raise InputError(
+            f"{str(path)!r}: not UTF-8", remedy="set ISTHMUS_RUN to a folder whose path is"
+        )
     if len(os.fsencode(path / "translator.sock")) > _SOCKET_PATH_LIMIT:
         raise InputError(
             f"{path}: too long a path for UNIX sockets",

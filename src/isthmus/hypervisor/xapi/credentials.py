@@ -81,7 +81,10 @@ def _from_file(path: Path) -> str:
 
 def _from_netrc(address: Address, named: Path | None) -> Login | None:
     """What netrc has for this host, and for this user where the address names one."""
-    path = named or Path.home() / ".netrc"
+    try:
+        path = named or Path.home() / ".netrc"
+    except RuntimeError:  # this user has no home
+        return None
     if named is None and not path.exists():
         return None
     try:
