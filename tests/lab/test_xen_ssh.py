@@ -59,6 +59,11 @@ class Site:
         latest = self._records()[self.before :]
         return bool(latest) and latest[0].phase in MAY_HAVE_RUN
 
+    def runs_there(self) -> bool:
+        """Whether the latest move watches the guest at its destination."""
+        latest = self._records()[self.before :]
+        return bool(latest) and latest[0].phase is Phase.VERIFYING
+
     def _records(self) -> list[MigrationRecord]:
         return [record for _, record in records(self.lab.folder / "state" / "migrations")]
 
@@ -136,6 +141,18 @@ def test_a_source_whose_xl_has_given_up_goes_on_by_our_hand(site: Site, tmp_path
     # A guest that was resumed without xenstored's knowledge could not be moved any more.
     again = site.mover(home)
     assert again.ended() == 0, again.said()
+    site.lives_on(AMD if home == INTEL else INTEL)
+
+
+def test_a_mover_that_is_killed_while_it_watches_is_finished_by_resume(site: Site) -> None:
+    """Recovery watches the guest once more before it gives the source's copy up."""
+    home = site.home()
+    mover = site.mover(home)
+    mover.until(site.runs_there)
+    mover.process.send_signal(signal.SIGKILL)
+    assert mover.ended() == -signal.SIGKILL
+    assert "committed" in site.lab.isthmus("migrate", "--resume")
+    assert site.record().phase is Phase.COMMITTED
     site.lives_on(AMD if home == INTEL else INTEL)
 
 

@@ -152,6 +152,18 @@ def test_preflight_refuses_before_anything_moves(hosts: Hosts) -> None:
     assert not records(hosts.store.journals)
 
 
+def test_a_host_without_hvm_is_told_to_take_no_pvh_guest(hosts: Hosts) -> None:
+    """Xen prints no HVM policy where its processor or build has none."""
+    path = hosts.amd.folder / "policies"
+    path.write_text(re.sub(r"HVM \w+ policy.*?(?=PV|\Z)", "", path.read_text(), flags=re.DOTALL))
+    (hosts.amd.folder / "info").write_text(INFO.replace("pv hvm hap", "pv"))
+    (hosts.intel.folder / "type").write_text("pvh")
+    request = hosts.request().replace(force=False)
+    with pytest.raises(RefusedError, match="runs no pvh guests"):
+        asyncio.run(xen.move(request, hosts.store, lambda _: None))
+    assert hosts.intel.guests() == ALIVE
+
+
 def test_a_name_that_is_taken_there_is_refused(hosts: Hosts) -> None:
     hosts.amd.start("web--migratedaway")
     with pytest.raises(InputError, match="has a guest web--migratedaway already"):

@@ -50,9 +50,10 @@ if words[0] == "info":
     print(open(path("info")).read(), end="")
 elif words[:2] == ["list", "-l"]:
     if not os.path.exists(path("guest-" + words[2])): sys.exit("no such domain")
-    print('[{"domid": %s, "config": {"c_info": {"type": "pv", "name": "%s", "uuid": "%s"},'
+    print('[{"domid": %s, "config": {"c_info": {"type": "%s", "name": "%s", "uuid": "%s"},'
           ' "b_info": {"max_vcpus": 1, "max_memkb": 65536}, "disks": %s}}]'
-          % (number(words[2]), words[2], uuid(words[2]), open(path("disks")).read()))
+          % (number(words[2]), open(path("type")).read(), words[2], uuid(words[2]),
+             open(path("disks")).read()))
 elif words[0] == "list":
     if stumbles(): sys.exit(139)
     print("Name ID Mem VCPUs State Time(s)\nDomain-0 0 560 1 r----- 9.1", "0" * 8 + "-0000" * 3
@@ -156,6 +157,7 @@ class FakeHost:
         (folder / "info").write_text(info)
         (folder / "policies").write_text(policies)
         (folder / "disks").write_text("[]")
+        (folder / "type").write_text("pv")
 
     @property
     def runner(self) -> Runner:

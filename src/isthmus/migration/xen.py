@@ -28,7 +28,7 @@ from isthmus.errors import (
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen import host as xen
 from isthmus.hypervisor.xen.admission import admission
-from isthmus.hypervisor.xen.host import AWAY, INCOMING, GuestDomain, Host
+from isthmus.hypervisor.xen.host import AWAY, INCOMING, POLICIES, GuestDomain, Host
 from isthmus.hypervisor.xen.liveness import console_size
 from isthmus.hypervisor.xen.runner import Runner, UnreachedError, runner_of
 from isthmus.hypervisor.xen.transfer import Transfer
@@ -137,7 +137,9 @@ async def _checked(request: Request, source: Runner, destination: Runner) -> _Ch
                 remedy="xl list there; rename or destroy the one that is not wanted",
             )
     shown = await xen.shown_to(source, guest.number, name)
-    offer = there.offers[guest.type.policy].replace(name=there.address)
+    # A host that has no policy for such guests runs none, of which admission tells.
+    offers = {**dict.fromkeys(POLICIES, next(iter(there.offers.values()))), **there.offers}
+    offer = offers[guest.type.policy].replace(name=there.address)
     evidence = GuestEvidence(
         shown=shown,
         vcpus=guest.vcpus,

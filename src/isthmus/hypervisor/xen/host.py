@@ -31,6 +31,10 @@ _ROW = re.compile(
 _VERSION = re.compile(r"(\d{1,3})\.(\d{1,3})")
 
 
+POLICIES = ("PV", "HVM")
+"""The kinds of policies; ``xen-cpuid -p`` leaves out what the hypervisor was built without."""
+
+
 class Type(enum.StrEnum):
     """What kind of guest it is, as libxl names it."""
 
@@ -142,15 +146,14 @@ def host_from(address: str, info: str, policies: str) -> Host:
         found = read_policies(policies, name=address, where=f"{address}: xen-cpuid -p")
     except InputError as error:
         raise HypervisorError(f"{address}: {error}") from error
-    offers = {
-        kind: found[f"{kind} Default"] for kind in ("PV", "HVM") if f"{kind} Default" in found
-    }
+    offers = {kind: found[f"{kind} Default"] for kind in POLICIES if f"{kind} Default" in found}
     # "Max" is what Xen checks a policy against; releases before 4.14 print only the defaults.
     limits = {kind: found.get(f"{kind} Max", offer) for kind, offer in offers.items()}
     if not offers:
         raise HypervisorError(f"{address}: xen-cpuid prints no policy", remedy="Xen 4.14 or newer")
     capable = fields.get("virt_caps", "").split()
-    types = [Type.PV, *([Type.PVH, Type.HVM] if "hvm" in capable else [])]
+    types = [kind for kind in Type if kind.policy in offers]
+    types = [kind for kind in types if kind is Type.PV or "hvm" in capable]
     return Host(
         address=address,
         version=fields["xen_version"],
