@@ -224,7 +224,7 @@ class _Run:
         self.journal.measure(
             Figures(
                 total_ms=final.total_ms,
-                downtime_ms=final.downtime_ms or 0.0,
+                downtime_ms=final.downtime_ms,
                 stopped_ms=(resumed - stopped) * 1000 if resumed and stopped else None,
                 moved_bytes=final.transferred,
             )

@@ -95,14 +95,14 @@ class Figures(Value, frozen=True):
     """What a move cost.
 
     ``total_ms`` from QEMU's start of the precopy to its end; ``downtime_ms`` as QEMU measures it at
-    the source; ``stopped_ms`` between QEMU's own time stamps of the source's STOP and the
-    destination's RESUME, so including what we add; ``moved_bytes`` on the wire.  Through a file
-    the first two are the time from the source's stop to the destination's start.  ``postcopy``: it
-    ran at the destination before all its memory was there.
+    the source, None where nobody does (Xen); ``stopped_ms`` between QEMU's own time stamps of the
+    source's STOP and the destination's RESUME, so including what we add; ``moved_bytes`` on the
+    wire.  Through a file the first two are the time from the source's stop to the destination's
+    start.  ``postcopy``: it ran at the destination before all its memory was there.
     """
 
     total_ms: float = 0.0
-    downtime_ms: float = 0.0
+    downtime_ms: float | None = None
     stopped_ms: float | None = None
     moved_bytes: int = 0
     postcopy: bool = False

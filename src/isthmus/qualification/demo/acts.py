@@ -94,7 +94,7 @@ class _Journey:
                 destination=record.plan.destination_host,
                 begun_s=left,
                 total_ms=figures.total_ms,
-                downtime_ms=figures.downtime_ms,
+                downtime_ms=figures.downtime_ms or 0.0,
                 stopped_ms=figures.stopped_ms,
                 moved_bytes=figures.moved_bytes,
             )
