@@ -69,6 +69,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work; Ctrl-C cancels it and waits until it has put things right.
 
     So do SIGTERM and SIGHUP: a lost terminal must not leave a guest standing still on both hosts.
+    It often sends both, or one twice (the kernel and the shell), so only the first of them counts.
     """
     ended = False
 
@@ -78,8 +79,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
         def end() -> None:
             nonlocal ended
-            ended = True
-            task.cancel()
+            if not ended:
+                ended = True
+                task.cancel()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):

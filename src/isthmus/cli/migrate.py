@@ -372,9 +372,14 @@ def _require_known(store: "GuestStore", name: str) -> None:
 
 
 def _observer(quiet: bool) -> Observer:
+    """Who shows the progress: no lost terminal, and no reader that went away, holds up a guest."""
+
     def observe(progress: Progress) -> None:
-        if quiet:
-            return
+        if not quiet:
+            with contextlib.suppress(OSError):
+                show(progress)
+
+    def show(progress: Progress) -> None:
         transfer = progress.transfer
         if transfer is None:
             click.echo(f"  {progress.phase}", err=True)
