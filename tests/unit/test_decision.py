@@ -42,6 +42,12 @@ def test_a_roll_back_whose_source_is_gone_keeps_the_destination() -> None:
     assert decide(found).action is not Action.LOST
 
 
+@pytest.mark.parametrize("phase", [Phase.MOVING, Phase.SWITCHED])
+def test_a_destination_that_somebody_has_started_is_not_ended_as_lost(phase: Phase) -> None:
+    """An operator's own help, say, after source and mover had died: it is all that is left."""
+    assert decide(situation(phase, Copy.DEAD, Copy.RUNNING)).action is Action.HOLD
+
+
 def opened(folder: Path) -> Journal:
     plan = Plan(id="m", guest="web", source=Side(), destination=Side(), channel="")
     return Journal.create(folder, plan)

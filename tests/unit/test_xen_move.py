@@ -19,7 +19,14 @@ import pytest
 from test_xen_hosts import INFO, policies
 from xen_stand_in import UUID, FakeHost
 
-from isthmus.errors import InputError, IsthmusError, RefusedError, RolledBackError, UndecidedError
+from isthmus.errors import (
+    InputError,
+    IsthmusError,
+    LostError,
+    RefusedError,
+    RolledBackError,
+    UndecidedError,
+)
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen.runner import Runner
 from isthmus.migration import xen, xen_copies, xen_recovery
@@ -405,6 +412,34 @@ def test_the_operator_cannot_choose_a_copy_that_is_not_there(
     assert (hosts.intel.guests(), hosts.amd.guests()) == before
     hosts.recover()
     assert hosts.record.final
+
+
+def test_a_guest_that_is_gone_from_both_hosts_leaves_no_record_open(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """It was switched off after its mover had been killed, say: its name is free again."""
+    killed_in("verifying", tmp_path)
+    settled(hosts)
+    for each in (hosts.intel.folder, hosts.amd.folder):
+        for path in each.glob("guest-*"):
+            path.unlink()
+    with pytest.raises(LostError, match="neither host has it"):
+        hosts.recover()
+    assert hosts.record.phase is Phase.LOST
+
+
+def test_an_incoming_copy_is_kept_where_the_source_is_gone(hosts: Hosts, tmp_path: Path) -> None:
+    """It may be all that is left of the guest."""
+    killed_in("verifying", tmp_path)
+    settled(hosts)
+    for path in hosts.intel.folder.glob("guest-*"):
+        path.unlink()
+    (hosts.amd.folder / "guest-web").rename(hosts.amd.folder / "guest-web--incoming")
+    before = hosts.amd.guests()
+    with pytest.raises(UndecidedError):
+        hosts.recover()
+    assert hosts.amd.guests() == before
+    assert not hosts.record.final
 
 
 @pytest.mark.parametrize("use", ["source", "destination"])

@@ -7,7 +7,7 @@ is destroyed while the other is not known to be whole.
 
 import enum
 
-from isthmus.migration.phases import MAY_HAVE_RUN, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, UNTOUCHED, Phase
 from isthmus.values import Value
 
 
@@ -56,7 +56,8 @@ class Decision(Value, frozen=True):
     reason: str
 
 
-_WHOLE = frozenset({Copy.RUNNING, Copy.HELD})
+WHOLE = frozenset({Copy.RUNNING, Copy.HELD})
+"""The states of a copy that could be the guest."""
 
 
 def decide(situation: Situation) -> Decision:
@@ -65,7 +66,7 @@ def decide(situation: Situation) -> Decision:
         return _in_two(situation)
     if situation.source is Copy.UNREACHABLE:
         return _decision(Action.HOLD, "the source does not answer and may be running")
-    if situation.rolling_back and situation.source in _WHOLE:
+    if situation.rolling_back and situation.source in WHOLE:
         return _decision(Action.ROLL_BACK, "rolling back had begun")
     if situation.phase in MAY_HAVE_RUN:
         return _after_start(situation)
@@ -74,7 +75,7 @@ def decide(situation: Situation) -> Decision:
 
 def _before_start(situation: Situation) -> Decision:
     """The destination has never run: the source, if it is whole, is the guest."""
-    if situation.source in _WHOLE:
+    if situation.source in WHOLE:
         return _decision(Action.ROLL_BACK, "the destination has never run")
     if situation.destination is Copy.HELD:
         return _decision(
@@ -82,6 +83,9 @@ def _before_start(situation: Situation) -> Decision:
         )
     if situation.destination is Copy.UNREACHABLE:
         return _decision(Action.HOLD, "the source is gone and the destination does not answer")
+    if situation.destination is Copy.RUNNING and situation.phase not in UNTOUCHED:
+        # Not by us: but it is all that is left.
+        return _decision(Action.HOLD, "the source is gone and somebody has started the destination")
     return _decision(Action.LOST, "the source is gone and the destination is not whole")
 
 
@@ -95,10 +99,10 @@ def _after_start(situation: Situation) -> Decision:
         if destination is Copy.DEAD:
             return _decision(Action.ROLL_BACK, "the source runs and the destination is gone")
         return _decision(Action.HOLD, "the source runs although the destination was started")
-    if destination in _WHOLE and (verified or not situation.failed):
+    if destination in WHOLE and (verified or not situation.failed):
         return _decision(Action.FINISH, "the destination holds the guest")
-    if situation.source not in _WHOLE:
-        if destination in _WHOLE:
+    if situation.source not in WHOLE:
+        if destination in WHOLE:
             return _decision(Action.HOLD, "the destination fails and the source is gone")
         return _decision(Action.LOST, "neither copy is left")
     if situation.traceless:

@@ -1,7 +1,9 @@
 """How a migration whose process was killed is brought to its end: the same for every mover."""
 
+import asyncio
 import contextlib
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from isthmus.errors import IsthmusError, RolledBackError
 from isthmus.migration.record import Journal, MigrationRecord
@@ -37,3 +39,15 @@ async def brought_to_end(run: Run, use: str) -> MigrationRecord:
         return run.journal.record
     finally:
         await run.close()
+
+
+async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Do the last steps of a move to their end, also where one asks to stop meanwhile (Ctrl-C).
+
+    :raises asyncio.CancelledError: it was asked twice.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.shield(task)

@@ -28,10 +28,10 @@ from isthmus.hypervisor.qemu import process, stream, through_file
 from isthmus.hypervisor.qemu.monitor import MonitorGoneError
 from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration import arrival
-from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
-from isthmus.migration.ending import brought_to_end
+from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
+from isthmus.migration.ending import brought_to_end, uninterrupted
 from isthmus.migration.options import Observer, Options, Progress
-from isthmus.migration.phases import MAY_HAVE_RUN, UNTOUCHED, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, UNTOUCHED, Phase
 from isthmus.migration.record import (
     Figures,
     Journal,
@@ -98,7 +98,7 @@ async def move(
             # A cancelled task (Ctrl-C) puts things right, too, before it ends.
             await asyncio.shield(asyncio.ensure_future(run.settle(error)))
         else:
-            await asyncio.shield(asyncio.ensure_future(run.commit()))
+            await uninterrupted(run.commit())
         return run.journal.record
     finally:
         await run.close()
@@ -322,10 +322,11 @@ class _Run:
 
         :raises IsthmusError: that could not be brought to its end; recovery does it later.
         :raises RolledBackError: the destination has died since it was looked at.
+        :raises UndecidedError: it does not answer, and nobody can tell.
         """
         try:
             await self.enter(Phase.COMMITTING)
-            if await self.destination.state() is not Copy.DEAD:
+            if (state := await self.destination.state()) in WHOLE:
                 await self.source.destroy()
                 # Not before: until then the guest may have to go back.
                 self.adopt(self.journal.record)
@@ -337,7 +338,9 @@ class _Run:
                 f"the guest runs on its destination, but the move could not be closed: {error}",
                 remedy="mend that, then isthmus migrate --resume",
             ) from error
-        await self.settle(HypervisorError("the destination ended while it was to be committed to"))
+        await self.settle(
+            HypervisorError(f"the destination was {state} when it was to be committed to")
+        )
 
     async def settle(self, error: BaseException) -> None:
         """Bring a migration that did not go on to an end that is safe.
@@ -372,14 +375,13 @@ class _Run:
                     remedy="nothing was lost",
                 ) from error
             if decision.action is Action.LOST:
+                why += self._saved()
                 await self._lose(f"{why}; {decision.reason}")
                 raise LostError(
                     f"{why}; {decision.reason}: the guest is lost",
                     remedy="isthmus guest stop takes away what is left of it",
                 ) from error
-        deposit = self.journal.record.plan.deposit
-        if deposit is not None and deposit.path.exists():
-            why += f"; what was saved of the guest is in {deposit.path}"
+        why += self._saved()
         self._note(Phase.UNDECIDED, f"{why}; {decision.reason}")
         raise UndecidedError(
             f"{why}; {decision.reason}",
@@ -387,12 +389,32 @@ class _Run:
             f" {self.journal.record.plan.id} --use source|destination",
         ) from error
 
+    def _saved(self) -> str:
+        """Where the guest's state still lies, if it went through a file."""
+        deposit = self.journal.record.plan.deposit
+        if deposit is None or not deposit.path.exists():
+            return ""
+        return f"; what was saved of the guest is in {deposit.path}"
+
     async def impose(self, winner: str) -> None:
-        """Carry out the operator's decision which copy goes on (``source`` or ``destination``)."""
+        """Carry out the operator's decision which copy goes on (``source`` or ``destination``).
+
+        :raises UndecidedError: there is no such copy that could go on; nothing was touched.
+        """
+        situation = await self._situation(failed=False)
+        chosen = situation.source if winner == "source" else situation.destination
+        if chosen not in WHOLE:
+            # The other one may be all that is left of the guest.
+            raise UndecidedError(
+                f"{self.journal.record.plan.guest}: the {winner} has no copy that could go on"
+                f" ({chosen}); nothing was touched",
+                remedy=f"isthmus migrate --resume {self.journal.record.plan.id}, with the other"
+                " copy or without --use",
+            )
         if winner == "source":
             await self._roll_back("the operator chose the source")
         else:
-            await self._finish(await self._situation(failed=False))
+            await self._finish(situation)
 
     async def _situation(self, *, failed: bool) -> Situation:
         phase = self.journal.record.reached
@@ -427,8 +449,12 @@ class _Run:
         return False
 
     async def _finish(self, situation: Situation) -> None:
-        if situation.phase not in {Phase.COMMITTING, Phase.COMMITTED}:
-            held = situation.destination is Copy.HELD
+        held = situation.destination is Copy.HELD
+        proved = situation.phase in {Phase.COMMITTING, Phase.COMMITTED}
+        following = Phase.COMMITTING if proved else Phase.STARTING if held else Phase.VERIFYING
+        if following not in TRANSITIONS[self.journal.phase]:  # as where rolling back had begun
+            self.journal.enter(Phase.UNDECIDED)
+        if not proved:
             folder = self.destination.side.translator
             if folder is not None and self.armed is None:
                 try:

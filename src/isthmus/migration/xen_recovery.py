@@ -9,14 +9,14 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from isthmus.errors import HypervisorError, IsthmusError, UndecidedError
+from isthmus.errors import HypervisorError, IsthmusError, LostError, UndecidedError
 from isthmus.hypervisor.xen import host as xen
 from isthmus.hypervisor.xen.host import AWAY, INCOMING
 from isthmus.hypervisor.xen.liveness import watch
 from isthmus.hypervisor.xen.runner import Runner, UnreachedError
 from isthmus.hypervisor.xen.transfer import clean
 from isthmus.migration import xen_copies as copies
-from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
+from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.record import Journal, MigrationRecord, Plan, read_record
@@ -25,8 +25,6 @@ from isthmus.migration.xen_copies import One
 KILLED = "the process that moved the guest was killed"
 VERIFY_S = Options().verify_s
 """For how long a guest is watched, in s: the move's own choice is not in its record."""
-
-_WHOLE = frozenset({Copy.RUNNING, Copy.HELD})
 
 
 class DeadOnArrivalError(IsthmusError):
@@ -74,6 +72,7 @@ async def recovered(
     :param ways: the way to the host of an address.
     :param use: the operator's choice of the copy that goes on: ``source`` or ``destination``.
     :raises UndecidedError: the operator has to decide, or has chosen a copy that is not there.
+    :raises LostError: no host has the guest any more.
     """
     plan = read_record(path).plan
     journal = Journal.reopen(path)
@@ -127,6 +126,13 @@ class _Recovery:
             await self._roll_back(why, answered_for=bool(use) or reached not in MAY_HAVE_RUN)
         elif decision.action is Action.FINISH:
             await self._finish(why, chosen=bool(use))
+        elif decision.action is Action.LOST and situation.destination is Copy.DEAD:
+            # Left open the record would stand in the way of the next guest of that name.
+            self._enter(Phase.LOST, why)
+            raise LostError(
+                f"{self.plan.guest}: {why}: neither host has it any more",
+                remedy="xl list on both hosts; start it anew from its disks",
+            )
         else:
             self.journal.enter(Phase.UNDECIDED, why)
             raise UndecidedError(f"{self.plan.guest}: {why}", remedy=remedy(self.plan))
@@ -137,7 +143,7 @@ class _Recovery:
         :raises UndecidedError: it is not, or is not whole.
         """
         copy = situation.source if use == "source" else situation.destination
-        if copy not in _WHOLE:
+        if copy not in WHOLE:
             raise UndecidedError(
                 f"{self.plan.guest}: the {use} has no copy that could go on ({copy});"
                 " nothing was touched",
