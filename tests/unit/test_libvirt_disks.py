@@ -21,6 +21,7 @@ class Qemu:
         self.every = looks_every_s
         self.speed = 1 << 20
         self.held = False
+        self.transfer = "none"
         self.looks = 0
 
     async def command(
@@ -31,6 +32,8 @@ class Qemu:
             self.done = min(self.size, self.done + int(self.speed * self.every))
             ready = self.done == self.size
             return [{"device": "d", "len": self.size, "offset": self.done, "ready": ready}]
+        if name == "query-migrate":
+            return {"status": self.transfer}
         assert arguments is not None and arguments["device"] == "d"
         if name == "block-job-set-speed":
             self.speed = arguments["speed"]
@@ -61,6 +64,42 @@ async def test_the_end_is_not_passed_unseen(
     assert not qemu.held
     await copying.hurry()
     assert qemu.speed == (bandwidth or GIB)
+
+
+async def test_where_no_disk_is_to_be_copied_none_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the memory goes at the slow pace of its beginning to its end."""
+    qemu = Qemu(0, 0.1)
+
+    async def command(domain: Any, name: str, arguments: dict[str, Any] | None = None) -> Any:
+        if name == "query-block-jobs":
+            qemu.transfer = "active" if (looks := qemu.looks + 1) > 3 else "completed"
+            qemu.looks = looks
+            return []
+        return await qemu.command(domain, name, arguments)
+
+    monkeypatch.setattr(disks, "command", command)
+    async with asyncio.timeout(180):
+        await Copying(None, None).near_its_end(asyncio.get_running_loop().create_future())
+    assert qemu.looks == 4
+
+
+async def test_what_is_cancelled_while_it_is_held_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that nobody resumes keeps libvirt, and with it the guest, waiting."""
+    qemu = Qemu(2 * GIB, 0.4)
+    copying = await followed(monkeypatch, qemu, bandwidth=None)
+
+    async def slow(domain: Any, name: str, arguments: dict[str, Any] | None = None) -> Any:
+        await qemu.command(domain, name, arguments)
+        if name == "block-job-pause":
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(disks, "command", slow)
+    with pytest.raises(asyncio.CancelledError):
+        async with copying.held():
+            pytest.fail("it was cancelled before")
+    assert not qemu.held
 
 
 async def test_an_empty_disk_has_come_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +140,32 @@ async def test_what_was_too_quick_to_follow_is_waited_for(
     first, second = tried
     assert first is not None
     assert (second and second._rest) == rest
+
+
+async def test_a_guest_goes_on_although_its_stop_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The order may have been carried out by then."""
+    told: list[str] = []
+
+    async def command(_: Any, name: str, arguments: Any = None) -> Any:
+        told.append(name)
+        if name == "stop":
+            raise asyncio.CancelledError
+
+    async def call(*_: Any) -> str:
+        return "uuid"
+
+    class Domain:
+        UUIDString = None
+
+    class There:
+        async def find(self, _: str) -> object:
+            return object()
+
+    monkeypatch.setattr(move, "command", command)
+    monkeypatch.setattr(move, "call", call)
+    moving = asyncio.get_running_loop().create_future()
+    with pytest.raises(asyncio.CancelledError):
+        await move._begin_quietly(Domain(), There(), Wishes(quiet=True), moving, None)  # type: ignore[arg-type]
+    assert told == ["stop", "cont"]

@@ -12,6 +12,10 @@ from typing import Any
 
 from isthmus.hypervisor.libvirt.passthrough import command
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError
+from isthmus.hypervisor.qemu.stream import read_transfer
+
+TRANSFERS = frozenset({"active", "pre-switchover", "device", "postcopy-active"})
+"""QEMU's words for a transfer whose tracking of writes has begun (qapi/migration.json)."""
 
 LOOK_S = 0.003
 _FAST = 1 << 30
@@ -22,6 +26,11 @@ _REST_S = 0.06
 _AHEAD_S = 0.5
 """No more is copied until the next look, which may come late on a busy machine, than that share of
 a second of what is left: so the end is not passed unseen."""
+
+
+async def transfer_status(domain: Any) -> str:
+    """QEMU's word for how far the transfer of the memory is, the last one's before it begins."""
+    return read_transfer(await command(domain, "query-migrate")).status
 
 
 class Copying:
@@ -44,13 +53,15 @@ class Copying:
         """Bytes that were left, of the disk with most, at the last look but one; 0 if none was."""
 
     async def near_its_end(self, moving: "asyncio.Future[Any]") -> None:
-        """Wait until the end has come, or ``moving`` is over."""
+        """Wait until the end has come or gone by, or ``moving`` is over."""
         while not moving.done():
             left = await self._look()
             if left is not None:
                 self.before, self._left = self._left or 0, left
                 if left <= self._rest:
                     return
+            elif await transfer_status(self._domain) in TRANSFERS:
+                return  # there was no disk to be copied
             await asyncio.sleep(LOOK_S)
 
     async def hurry(self) -> None:
@@ -62,8 +73,8 @@ class Copying:
     async def held(self) -> AsyncIterator[None]:
         """Nothing is copied meanwhile."""
         names = sorted(self._told)
-        await self._each("block-job-pause", names)
         try:
+            await self._each("block-job-pause", names)
             yield
         finally:
             await self._each("block-job-resume", names)

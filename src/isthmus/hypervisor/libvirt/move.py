@@ -29,9 +29,9 @@ from isthmus.hypervisor.libvirt.connection import (
     binding,
     call,
 )
-from isthmus.hypervisor.libvirt.disks import Copying
+from isthmus.hypervisor.libvirt.disks import TRANSFERS, Copying, transfer_status
 from isthmus.hypervisor.libvirt.passthrough import command
-from isthmus.hypervisor.qemu.stream import Transfer, read_transfer
+from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.values import Value
 
 POLL_S = 0.1
@@ -40,8 +40,6 @@ QUIET_S = 60.0
 """How long a destination may take until it is being prepared."""
 _SLOW_MIB_S = 1
 """While a guest is about to be let go: QEMU must not be through before it runs again."""
-_TRANSFERS = frozenset({"active", "pre-switchover", "device", "postcopy-active"})
-"""QEMU's words for a transfer whose tracking of writes has begun (qapi/migration.json)."""
 
 
 class Wishes(Value, frozen=True):
@@ -195,7 +193,7 @@ async def go_on(domain: Any, destination: Connection, wishes: Wishes) -> None:
     there = await destination.find(await call(domain.UUIDString))
     if there is not None and (await command(there, "query-status"))["status"] == "running":
         for end in (domain, there):
-            if await _status(end) == "postcopy-active":
+            if await transfer_status(end) == "postcopy-active":
                 with contextlib.suppress(HypervisorError):
                     await command(end, "migrate-pause")
     limits = Wishes(
@@ -323,24 +321,22 @@ async def _begin_quietly(
         if moving.done() or time.monotonic() > deadline:
             return
         await asyncio.sleep(QUIET_POLL_S)
-    if copying is None:
-        await command(domain, "stop")
-    else:
+    if copying is not None:
         await copying.near_its_end(moving)
         if moving.done():
             return
-        async with copying.held():
-            await command(domain, "stop")
     others = copying or (Copying(domain, wishes.bandwidth) if wishes.copy_storage else None)
     try:
-        if await _status(domain) in _TRANSFERS | {"setup"}:
+        async with copying.held() if copying is not None else contextlib.nullcontext():
+            await command(domain, "stop")
+        if await transfer_status(domain) in TRANSFERS | {"setup"}:
             await abort(domain)
             with contextlib.suppress(HypervisorError):
                 await asyncio.shield(moving)
             raise _TooQuickError(copying.before if copying else 0)
         await command(domain, "migrate-set-parameters", {"downtime-limit": 0})
         # Until then QEMU tells how the guest's last move ended.
-        while not moving.done() and await _status(domain) not in _TRANSFERS:
+        while not moving.done() and await transfer_status(domain) not in TRANSFERS:
             if others is not None:
                 await others.hurry()
             await asyncio.sleep(QUIET_POLL_S)
@@ -350,7 +346,3 @@ async def _begin_quietly(
             await command(domain, "cont")
     with contextlib.suppress(LibvirtError):
         await call(domain.migrateSetMaxSpeed, _mib(wishes.bandwidth or _UNLIMITED))
-
-
-async def _status(domain: Any) -> str:
-    return read_transfer(await command(domain, "query-migrate")).status
