@@ -65,7 +65,8 @@ static inline long to_user_nofault(void __user *to, const void *from, size_t siz
 #include <asm/trapnr.h>
 #endif
 
-#if BEFORE(5, 10)
+/* 5.8 and 5.9 have it as a macro, later ones in an enum. */
+#if BEFORE(5, 10) && !defined(TWA_RESUME)
 #define TWA_RESUME true
 #endif
 
