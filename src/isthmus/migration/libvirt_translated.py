@@ -26,7 +26,7 @@ from isthmus.hypervisor.libvirt.connection import (
     open_connection,
     session,
 )
-from isthmus.hypervisor.libvirt.incoming import QMP, incoming_xml, settled_xml
+from isthmus.hypervisor.libvirt.incoming import QMP, hop_of, incoming_xml, settled_xml
 from isthmus.hypervisor.libvirt.passthrough import DomainMonitor
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
@@ -125,7 +125,11 @@ def ends(record: MigrationRecord) -> tuple[Source, Destination]:
     tls = plan.tls and plan.channel.startswith("tcp:")
     return (
         DomainSource(plan.source, tls=tls),
-        DomainDestination(plan.destination, owned=True, tls=tls),
+        DomainDestination(
+            plan.destination,
+            owned=record.phase not in {Phase.OBSERVED, Phase.PREPARING},
+            tls=tls,
+        ),
     )
 
 
@@ -321,15 +325,40 @@ class DomainDestination(_Domain, Destination):
         assert self._connection is not None
         xml = (folder / DEFINITION).read_text(encoding="utf-8")
         await call(self._connection.handle.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
+        self.owned = True
         return self.side
 
     async def destroy(self) -> None:
-        """End the domain for good; afterwards it can never run the guest."""
+        """End the domain for good; afterwards it can never run the guest.
+
+        Another's of the same UUID is left alone: that was there before, or has come since.
+
+        :raises HypervisorError: there is another's although ours had been started.
+        """
         if self.translator is not None:
             with contextlib.suppress(IsthmusError, OSError):
                 await self.translator.close()
             self.translator = None
+        if await self._is_anothers():
+            if not self.owned:
+                return
+            raise HypervisorError(
+                f"{self.side.address} has another guest with that UUID", remedy="look at both"
+            )
         await self._end()
+
+    async def _is_anothers(self) -> bool:
+        """Whether the domain of that UUID is none that this move has started."""
+        domain = await self._found()
+        if domain is None:
+            return False
+        try:
+            hop = hop_of((await call(domain.XMLDesc)).encode())
+        except LibvirtError:
+            if await self._found() is None:  # it has ended meanwhile
+                return False
+            raise
+        return hop is None or hop.folder != self.side.directory
 
     async def close(self) -> None:
         """Let go of the connections."""
