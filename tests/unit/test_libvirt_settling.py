@@ -1,14 +1,18 @@
 """How a libvirt move that did not go to its end is settled, for all that both daemons can say."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from isthmus.errors import HypervisorError, RolledBackError, UndecidedError
 from isthmus.hypervisor.libvirt.connection import LibvirtError
+from isthmus.migration import libvirt
 from isthmus.migration.decision import Action, Copy, Situation, decide
 from isthmus.migration.libvirt_ends import DestinationEnd, End, is_split, reached
+from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
-from isthmus.migration.record import Side
+from isthmus.migration.record import Journal, Plan, Side
 
 
 def settled(
@@ -139,3 +143,113 @@ def test_postcopy_is_known_by_libvirts_words() -> None:
     assert not is_split(
         (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION), Copy.DEAD, left
     )
+
+
+class Seen:
+    """One end that is as it is told to be, and writes down what is done to it."""
+
+    def __init__(self, state: Copy, done: list[str], name: str) -> None:
+        self.is_ = state
+        self.done = done
+        self.name = name
+
+    async def state(self) -> Copy:
+        return self.is_
+
+    async def destroy(self) -> None:
+        self.done.append(f"destroy {self.name}")
+        self.is_ = Copy.DEAD
+
+    async def resume(self) -> None:
+        self.done.append(f"resume {self.name}")
+        self.is_ = Copy.RUNNING
+
+    async def close(self) -> None:
+        pass
+
+
+def cut(
+    folder: Path, phases: tuple[Phase, ...], source: Copy, destination: Copy
+) -> tuple[libvirt._Run, list[str]]:
+    """A move that was cut short after these phases, and what is done to its ends."""
+    end = Side(address="qemu:///a", domain="u")
+    plan = Plan(id="m", guest="web", source=end, destination=end, channel="")
+    journal = Journal.create(folder, plan)
+    for phase in phases:
+        journal.enter(phase)
+    run = libvirt._Run(journal, Options(), lambda _: None)
+    done: list[str] = []
+    run.source = Seen(source, done, "source")  # type: ignore[assignment]
+    run.destination = Seen(destination, done, "destination")  # type: ignore[assignment]
+
+    async def situation(*, failed: bool) -> tuple[Situation, bool]:
+        seen = Situation(
+            phase=journal.record.reached, source=source, destination=destination, failed=failed,
+            rolling_back=journal.record.rolling_back,
+        )  # fmt: skip
+        return seen, False
+
+    async def lives() -> None:
+        pass
+
+    async def arrived() -> None:
+        run.enter(Phase.VERIFYING)
+
+    async def shut_down(_: Situation) -> str:
+        return ""
+
+    run._situation = situation  # type: ignore[method-assign]
+    run.verify = lives  # type: ignore[method-assign]
+    run._arrived = arrived  # type: ignore[method-assign]
+    run._shut_down = shut_down  # type: ignore[method-assign]
+    return run, done
+
+
+WAY = (Phase.PREPARING, Phase.PREPARED, Phase.MOVING, Phase.STARTING, Phase.VERIFYING)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_a_guest_that_was_there_before_is_not_ended_with_the_move(
+    tmp_path: Path, steps: int
+) -> None:
+    """It is refused because of that one: to end it then would end somebody's guest."""
+    run, done = cut(tmp_path, WAY[:steps], Copy.RUNNING, Copy.RUNNING)
+    with pytest.raises(RolledBackError):
+        await run.settle(HypervisorError("b has a running guest with that UUID"))
+    assert done == []
+    assert run.journal.phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize(
+    ("use", "source", "destination"),
+    [
+        ("source", Copy.DEAD, Copy.RUNNING),
+        ("source", Copy.UNREACHABLE, Copy.HELD),
+        ("destination", Copy.HELD, Copy.DEAD),
+        ("destination", Copy.RUNNING, Copy.PARTIAL),
+    ],
+)
+async def test_the_operator_cannot_end_the_last_copy_by_choosing_one_that_is_not_there(
+    tmp_path: Path, use: str, source: Copy, destination: Copy
+) -> None:
+    run, done = cut(tmp_path, WAY, source, destination)
+    with pytest.raises(UndecidedError, match=f"the {use} has no copy that could go on"):
+        await run.impose(use)
+    assert done == []
+    assert run.journal.phase is Phase.VERIFYING
+
+
+async def test_a_record_of_a_guest_that_neither_has_can_be_closed(tmp_path: Path) -> None:
+    run, done = cut(tmp_path, WAY, Copy.DEAD, Copy.DEAD)
+    await run.impose("source")
+    assert done == []
+    assert run.journal.record.final
+
+
+async def test_a_destination_takes_over_from_a_source_that_ended_while_it_was_rolled_back_to(
+    tmp_path: Path,
+) -> None:
+    run, done = cut(tmp_path, (*WAY, Phase.ROLLING_BACK), Copy.DEAD, Copy.HELD)
+    await run.settle(HypervisorError("killed"))
+    assert done == ["resume destination"]
+    assert run.journal.phase is Phase.COMMITTED

@@ -40,12 +40,12 @@ from isthmus.hypervisor.libvirt.move import Moved, Wishes
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.migration import libvirt_translated
-from isthmus.migration.decision import Action, Copy, Decision, Situation, decide
-from isthmus.migration.ending import brought_to_end
+from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
+from isthmus.migration.ending import brought_to_end, uninterrupted
 from isthmus.migration.libvirt_ends import DestinationEnd, End, broken, is_split, reached
 from isthmus.migration.libvirt_guest import Facts, goes_by_hand, judge, read_facts, served
 from isthmus.migration.options import Observer, Options, Progress
-from isthmus.migration.phases import Phase
+from isthmus.migration.phases import TRANSITIONS, UNTOUCHED, Phase
 from isthmus.migration.platforms import Request, has_host
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import (
@@ -146,7 +146,7 @@ class _Run:
         except (IsthmusError, OSError, asyncio.CancelledError) as error:
             await asyncio.shield(asyncio.ensure_future(self.settle(error)))
         else:
-            await asyncio.shield(asyncio.ensure_future(self.commit()))
+            await uninterrupted(self.commit())
         return self.journal.record
 
     async def prepare(self) -> tuple[Any, Connection]:
@@ -305,6 +305,7 @@ class _Run:
     async def impose(self, winner: str) -> None:
         """Carry out the operator's decision which copy goes on (``source`` or ``destination``).
 
+        :raises UndecidedError: there is no such copy, and the other one may be the guest.
         :raises IsthmusError: each copy has memory that the other lacks.
         """
         situation, _ = await self._situation(failed=False)
@@ -314,6 +315,15 @@ class _Run:
                 f"{decision.reason}: to choose one is to lose the guest",
                 remedy=f"isthmus migrate --resume {self.journal.record.plan.id}, without --use;"
                 " or end both with virsh destroy",
+            )
+        chosen, other = situation.source, situation.destination
+        if winner != "source":
+            chosen, other = other, chosen
+        if chosen not in WHOLE and other is not Copy.DEAD:
+            raise UndecidedError(
+                f"{self.journal.record.plan.guest}: the {winner} has no copy that could go on"
+                f" ({chosen}); nothing was touched",
+                remedy="look at both (virsh list --all on each)",
             )
         if winner == "source":
             await self._roll_back("the operator chose the source", resume=True)
@@ -415,8 +425,13 @@ class _Run:
         }.get(reason, "")
 
     async def _finish(self, situation: Situation) -> None:
-        if situation.phase not in {Phase.COMMITTING, Phase.COMMITTED}:
-            if situation.destination is Copy.HELD and situation.source is Copy.DEAD:
+        waits = situation.destination is Copy.HELD and situation.source is Copy.DEAD
+        proved = situation.phase in {Phase.COMMITTING, Phase.COMMITTED}
+        following = Phase.COMMITTING if proved else Phase.STARTING if waits else Phase.VERIFYING
+        if following not in TRANSITIONS[self.journal.phase]:  # as where rolling back had begun
+            self.journal.enter(Phase.UNDECIDED)
+        if not proved:
+            if waits:
                 self._note(Phase.STARTING)
                 await self.destination.resume()
             await self._arrived()
@@ -425,10 +440,12 @@ class _Run:
 
     async def _roll_back(self, why: str, *, resume: bool) -> None:
         self._note(Phase.ROLLING_BACK, why)
-        if await self.destination.state() is not Copy.DEAD:
-            await self.destination.destroy()
-        if resume and await self.source.state() is Copy.HELD:
-            await self.source.resume()
+        # Before libvirt was told to move, what the destination has is another's of that UUID.
+        if self.journal.record.reached not in UNTOUCHED:
+            if await self.destination.state() is not Copy.DEAD:
+                await self.destination.destroy()
+            if resume and await self.source.state() is Copy.HELD:
+                await self.source.resume()
         self._note(Phase.ROLLED_BACK)
 
     def _note(self, phase: Phase, why: str = "") -> None:
