@@ -331,13 +331,18 @@ def _escaped(value: Path | str) -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (proc(5)), None for no process or a zombie."""
+    """Field 22 of /proc/PID/stat (proc(5)), None for no process or a zombie.
+
+    Of a process that is killed the first thread may be a zombie while others, a vCPU's among them,
+    have not ended yet: it is gone when it is the only one left (field 20).
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
+    gone = fields[0] in {"Z", "X"} and int(fields[17]) <= 1
+    return None if gone else int(fields[19])
 
 
 def find(directory: Path) -> ProcessIdentity | None:
