@@ -129,6 +129,7 @@ def command(world, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # what it says of records is in tests/unit/test_decision.py, too
 async def test_a_lost_guest_is_told_of_and_its_name_is_free_again(world) -> None:
     guest = await world.born()
     killed_at("moving", world.folder, "Penryn")
