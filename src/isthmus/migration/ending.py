@@ -1,7 +1,9 @@
 """How a migration whose process was killed is brought to its end: the same for every mover."""
 
+import asyncio
 import contextlib
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from isthmus.errors import IsthmusError, RolledBackError
 from isthmus.migration.record import Journal, MigrationRecord
@@ -20,6 +22,20 @@ class Run(Protocol):
 
     async def close(self) -> None:
         """Let go of both ends and of the journal."""
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do what must not be left half done; whoever cancels us meanwhile has to wait for it.
+
+    ``asyncio.shield`` alone would go on with it while its caller cleans up below it.
+
+    :raises Exception: what ``work`` raises.
+    """
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    task.result()
 
 
 async def brought_to_end(run: Run, use: str) -> MigrationRecord:
