@@ -11,6 +11,7 @@ from chaos import translator_of
 from test_mover_dies import killed_at, status
 
 from isthmus.hypervisor.qemu import process
+from isthmus.hypervisor.qemu.monitor import Monitor
 from isthmus.migration.hosts import revive_translators, unfinished
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
@@ -79,6 +80,30 @@ async def test_the_translator_dies_with_the_mover(world) -> None:
     await world.one_runs(guest, **judging)
 
 
+async def test_a_translated_guest_is_taken_back_with_its_disk(world) -> None:
+    """QEMU has given the disk up by then, and ends at the guest's next write if it runs without."""
+    disk = world.folder / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    guest = await world.born(disk=disk, levelled=False)
+    lost = world.hosts.cpus.offered("phenom").features - world.hosts.cpus.offered("Penryn").features
+    await world.hosts.move("g", "Penryn", Options(verify_s=60))
+    killed_at("switched", world.folder, "phenom", translate=True)
+    assert settled(world) is Phase.ROLLED_BACK
+    await world.one_runs(guest, cpuid_may_lose=cpuid_bits(lost))
+    async with Monitor.session(world.store.read("g").process.observe) as monitor:
+        before = await written(monitor)
+        async with asyncio.timeout(180):
+            while await written(monitor) == before:
+                await asyncio.sleep(0.1)
+    await world.hosts.move("g", "phenom", Options(verify_s=60))
+    await world.one_runs(guest, cpuid_may_lose=cpuid_bits(lost))
+
+
+async def written(monitor: Monitor) -> int:
+    devices = await monitor.execute("query-blockstats")
+    return sum(device["stats"]["wr_operations"] for device in devices)
+
+
 async def test_the_destination_dies_while_its_source_is_to_be_ended(world) -> None:
     guest = await world.born()
     killed_at("committing", world.folder, "Penryn")
@@ -104,6 +129,7 @@ def command(world, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # what it says of records is in tests/unit/test_decision.py, too
 async def test_a_lost_guest_is_told_of_and_its_name_is_free_again(world) -> None:
     guest = await world.born()
     killed_at("moving", world.folder, "Penryn")

@@ -202,6 +202,7 @@ async def test_a_guest_that_has_a_name_here_is_moved_by_it(folder: Path) -> None
     assert await state(here) == "running"
 
 
+@pytest.mark.slow  # two monitors are given 30 s each
 async def test_a_destination_that_hangs_does_not_hang_the_roll_back(folder: Path) -> None:
     """It is known by its socket only, so nobody can end it: both are held, in minutes."""
     here, there = await pair(folder, "kvm64")

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.errors import LostError, RolledBackError, UndecidedError
+from isthmus.errors import LostError, UndecidedError
 from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration.decision import Copy
-from isthmus.migration.ending import uninterrupted
 from isthmus.migration.engine import resume
 from isthmus.migration.options import Options
 from isthmus.migration.phases import Phase
@@ -157,26 +156,3 @@ def test_the_file_that_a_lost_guest_went_through_is_named_and_kept(tmp_path: Pat
         cut.resume((Copy.DEAD,), (Copy.DEAD,))
     assert path.exists()
     assert "web.state" in cut.record.error
-
-
-async def test_what_ends_a_move_is_done_although_one_asks_to_stop() -> None:
-    done = []
-
-    async def work() -> None:
-        await asyncio.sleep(0.05)
-        done.append(True)
-
-    task = asyncio.ensure_future(uninterrupted(work()))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    task.cancel()
-    await task
-    assert done == [True]
-
-
-async def test_the_error_of_what_ends_a_move_is_told() -> None:
-    async def work() -> None:
-        raise RolledBackError("it went back")
-
-    with pytest.raises(RolledBackError):
-        await uninterrupted(work())

@@ -24,6 +24,20 @@ class Run(Protocol):
         """Let go of both ends and of the journal."""
 
 
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do what must not be left half done; whoever cancels us meanwhile has to wait for it.
+
+    ``asyncio.shield`` alone would go on with it while its caller cleans up below it.
+
+    :raises Exception: what ``work`` raises.
+    """
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    task.result()
+
+
 async def brought_to_end(run: Run, use: str) -> MigrationRecord:
     """Finish a migration or roll it back, and close it; returns its record.
 
@@ -39,15 +53,3 @@ async def brought_to_end(run: Run, use: str) -> MigrationRecord:
         return run.journal.record
     finally:
         await run.close()
-
-
-async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Do the last steps of a move to their end, also where one asks to stop meanwhile (Ctrl-C).
-
-    :raises asyncio.CancelledError: it was asked twice.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.shield(task)

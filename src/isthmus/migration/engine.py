@@ -29,7 +29,7 @@ from isthmus.hypervisor.qemu.monitor import MonitorGoneError
 from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration import arrival
 from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
-from isthmus.migration.ending import brought_to_end, uninterrupted
+from isthmus.migration.ending import brought_to_end, to_its_end
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, UNTOUCHED, Phase
 from isthmus.migration.record import (
@@ -96,9 +96,9 @@ async def move(
             await run.verify()
         except (IsthmusError, OSError, asyncio.CancelledError) as error:
             # A cancelled task (Ctrl-C) puts things right, too, before it ends.
-            await asyncio.shield(asyncio.ensure_future(run.settle(error)))
+            await to_its_end(run.settle(error))
         else:
-            await uninterrupted(run.commit())
+            await to_its_end(run.commit())
         return run.journal.record
     finally:
         await run.close()

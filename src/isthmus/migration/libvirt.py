@@ -41,7 +41,7 @@ from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.migration import libvirt_translated
 from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
-from isthmus.migration.ending import brought_to_end, uninterrupted
+from isthmus.migration.ending import brought_to_end, to_its_end
 from isthmus.migration.libvirt_ends import DestinationEnd, End, broken, is_split, reached
 from isthmus.migration.libvirt_guest import Facts, goes_by_hand, judge, read_facts, served
 from isthmus.migration.options import Observer, Options, Progress
@@ -144,9 +144,9 @@ class _Run:
             await self.transfer(domain, there, request, facts)
             await self.verify()
         except (IsthmusError, OSError, asyncio.CancelledError) as error:
-            await asyncio.shield(asyncio.ensure_future(self.settle(error)))
+            await to_its_end(self.settle(error))
         else:
-            await uninterrupted(self.commit())
+            await to_its_end(self.commit())
         return self.journal.record
 
     async def prepare(self) -> tuple[Any, Connection]:

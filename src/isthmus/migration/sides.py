@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from isthmus.errors import HypervisorError, IsthmusError
-from isthmus.hypervisor.qemu import process, stream
+from isthmus.hypervisor.qemu import disks, process, stream
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
 from isthmus.migration.decision import Copy
 from isthmus.migration.record import Plan, Side
@@ -216,6 +216,7 @@ class Source(_End):
 
     async def _resume_served(self, folder: Path) -> None:
         """Let the guest run, served by its translator, or by a new one if that has died."""
+        await disks.take_back(self.monitor, self.side.directory)
         if self.translator is not None:
             with contextlib.suppress(TranslatorError):
                 await self.translator.resume()

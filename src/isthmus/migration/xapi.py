@@ -36,6 +36,7 @@ from isthmus.hypervisor.xapi.failures import XapiFailureError, XapiGoneError, Xa
 from isthmus.hypervisor.xapi.inventory import guest_of
 from isthmus.hypervisor.xapi.records import Ref, TaskRecord, TaskStatus
 from isthmus.migration.decision import Action, decide
+from isthmus.migration.ending import to_its_end
 from isthmus.migration.options import Observer, Options, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
 from isthmus.migration.platforms import Request
@@ -195,8 +196,8 @@ class _Run:
         except asyncio.CancelledError:
             # Ctrl-C: the move is given up if XAPI still can, and then it is seen what has become.
             why = "interrupted"
-            await asyncio.shield(asyncio.ensure_future(self._cancel()))
-        await asyncio.shield(asyncio.ensure_future(self.settle(why)))
+            await to_its_end(self._cancel())
+        await to_its_end(self.settle(why))
 
     def enter(self, phase: Phase, why: str = "") -> None:
         """Write the phase, then tell of it."""

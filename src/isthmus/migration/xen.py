@@ -34,6 +34,7 @@ from isthmus.hypervisor.xen.runner import Runner, UnreachedError, runner_of
 from isthmus.hypervisor.xen.transfer import Transfer
 from isthmus.migration import xen_copies as copies
 from isthmus.migration.decision import Action, Decision, Situation, decide
+from isthmus.migration.ending import to_its_end
 from isthmus.migration.options import Observer, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, Phase
 from isthmus.migration.platforms import Request
@@ -208,7 +209,7 @@ class _Run:
             try:
                 await self._move(transfer, report, folder)
             except (IsthmusError, OSError, asyncio.CancelledError) as error:
-                await asyncio.shield(asyncio.ensure_future(self._settle(transfer, error)))
+                await to_its_end(self._settle(transfer, error))
             return self.journal.record
         finally:
             await transfer.close()

@@ -87,7 +87,7 @@ class Copying:
             while speed > _SLOW and job["len"] - job["offset"] < speed * _AHEAD_S:
                 speed //= 2
             await self._pace(job["device"], speed)
-        # "len" is not known before the job has looked at the disk, and stays 0 of an empty one.
+        # "len" is 0 before the job has looked at the disk, and where it has nothing to copy.
         if not jobs or not all(job["len"] or job["ready"] for job in jobs):
             return None
         return max(int(job["len"] - job["offset"]) for job in jobs)
