@@ -22,7 +22,7 @@ def need_lab_hosts(*, intel: bool = False) -> None:
     """Skip where the package source has no emulator for them."""
     if packages.find("qemu-system-x86") is None:
         pytest.skip("apt's lists have no package qemu-system-x86, which lab hosts are made of")
-    newer = (packages.of_suite(suite, cache_folder() / "lists" / suite) for suite in SUITES)
+    newer = (packages.of_suite(suite, cache_folder()) for suite in SUITES)
     if intel and packages.find("bochs") is None and not any(newer):
         pytest.skip("no package bochs is to be had here, which emulates the Intel host")
 

@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from kvm_cases import need_lab_hosts
 
 from isthmus.hypervisor.qemu import process
 from isthmus.places import cache_folder
-from isthmus.qualification.kvm.bochs import SUITES
-from isthmus.qualification.lab import packages
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -59,17 +58,14 @@ def three_acts(result: dict, abroad: str) -> tuple[dict, dict, dict]:
 
 
 def test_on_two_amd_hosts_the_module_translates() -> None:
-    if packages.find("qemu-system-x86") is None:
-        pytest.skip("apt's lists have no package qemu-system-x86, which lab hosts are made of")
+    need_lab_hosts()
     result = demo("--pair", "phenom,opteron2")
     _, _, translated = three_acts(result, "kvm:opteron2")
     assert "module in its kernel" in translated["explanation"]
 
 
 def test_on_an_amd_and_an_intel_host_the_debug_stub_translates() -> None:
-    newer = (packages.of_suite(suite, cache_folder() / "lists" / suite) for suite in SUITES)
-    if packages.find("bochs") is None and not any(newer):
-        pytest.skip("no package bochs is to be had here, which emulates the Intel host")
+    need_lab_hosts(intel=True)
     result = demo()
     assert "kvm_intel" in result["engine_reason"]
     _, _, translated = three_acts(result, "kvm:haswell")

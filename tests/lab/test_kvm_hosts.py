@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kvm_cases import need_lab_hosts
 from kvm_lab import Lab, lab_of, wait_for_hops, wait_for_more, wait_for_words
-
-from isthmus.qualification.lab import packages
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
@@ -17,8 +16,7 @@ NEWER, OLDER = "kvm:phenom", "kvm:opteron2"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if packages.find("qemu-system-x86") is None:
-        pytest.skip("apt's lists have no package qemu-system-x86, which lab hosts are made of")
+    need_lab_hosts()
     with lab_of(NEWER, OLDER) as up:
         yield up
 

@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kvm_cases import need_lab_hosts
 from kvm_lab import Lab, lab_of, wait_for_hops, wait_for_more, wait_for_words
 
 from isthmus.cpu.model import CpuModel
-from isthmus.places import cache_folder
-from isthmus.qualification.kvm.bochs import SUITES
-from isthmus.qualification.lab import packages
 from isthmus.values import from_json
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(2400)]
@@ -30,9 +28,7 @@ UNLEVELLED_RISK = (
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    newer = (packages.of_suite(suite, cache_folder() / "lists" / suite) for suite in SUITES)
-    if packages.find("bochs") is None and not any(newer):
-        pytest.skip("no package bochs is to be had here, which emulates the Intel host")
+    need_lab_hosts(intel=True)
     with lab_of(AMD, OLD_AMD, INTEL) as up:
         yield up
 

@@ -4,12 +4,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from kvm_cases import need_lab_hosts
 from kvm_lab import Lab, lab_of
 
-from isthmus.places import cache_folder
-from isthmus.qualification.kvm.bochs import SUITES
 from isthmus.qualification.kvm.cases.registry import all_cases
-from isthmus.qualification.lab import packages
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -18,9 +16,7 @@ CASES = all_cases()
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    newer = (packages.of_suite(suite, cache_folder() / "lists" / suite) for suite in SUITES)
-    if packages.find("bochs") is None and not any(newer):
-        pytest.skip("no package bochs is to be had here, which emulates the Intel host")
+    need_lab_hosts(intel=True)
     hosts = dict.fromkeys(f"kvm:{name}" for case in CASES for name in case.hosts)
     with lab_of(*hosts) as up:
         yield up

@@ -188,7 +188,7 @@ def test_selectors_that_name_nothing(selector, tmp_path):
 def test_series_without_package_lists(monkeypatch, tmp_path):
     monkeypatch.setattr(packages, "find", lambda name, lists: None)
     monkeypatch.setattr(packages, "names", lambda prefix, lists=packages.HERE: ())
-    monkeypatch.setattr(packages, "of_suite", lambda suite, folder: None)
+    monkeypatch.setattr(packages, "of_suite", lambda suite, cache: None)
     with pytest.raises(EnvironmentLackError, match="apt-get update"):
         kernel.fetch_kernel("6.1", cache=tmp_path, progress=print)
 
@@ -231,9 +231,9 @@ def test_a_series_that_is_not_in_the_lists_here_is_looked_for_in_its_debian(
 ):
     monkeypatch.setattr(packages, "names", lambda prefix: ("x",) if prefix.endswith("6.6") else ())
     monkeypatch.setattr(
-        packages, "of_suite", lambda name, folder: packages.Lists(options=(name, str(folder)))
+        packages, "of_suite", lambda name, cache: packages.Lists(options=(name, str(cache)))
     )
-    options = (suite, str(tmp_path / "lists" / suite)) if suite else ()
+    options = (suite, str(tmp_path)) if suite else ()
     assert kernel.lists_with(kernel_named, tmp_path).options == options
 
 

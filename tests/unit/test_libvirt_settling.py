@@ -156,6 +156,9 @@ class Seen:
     async def state(self) -> Copy:
         return self.is_
 
+    async def told(self) -> tuple[Copy, int, int]:
+        return self.is_, 0, 0  # VIR_DOMAIN_NOSTATE, without a reason
+
     async def destroy(self) -> None:
         self.done.append(f"destroy {self.name}")
         self.is_ = Copy.DEAD
@@ -182,12 +185,8 @@ def cut(
     run.source = Seen(source, done, "source")  # type: ignore[assignment]
     run.destination = Seen(destination, done, "destination")  # type: ignore[assignment]
 
-    async def situation(*, failed: bool) -> tuple[Situation, bool]:
-        seen = Situation(
-            phase=journal.record.reached, source=source, destination=destination, failed=failed,
-            rolling_back=journal.record.rolling_back,
-        )  # fmt: skip
-        return seen, False
+    async def at_rest(*_: Copy) -> bool:
+        return False
 
     async def lives() -> None:
         pass
@@ -198,7 +197,7 @@ def cut(
     async def shut_down(_: Situation) -> str:
         return ""
 
-    run._situation = situation  # type: ignore[method-assign]
+    run._busy = at_rest  # type: ignore[method-assign]
     run.verify = lives  # type: ignore[method-assign]
     run._arrived = arrived  # type: ignore[method-assign]
     run._shut_down = shut_down  # type: ignore[method-assign]
@@ -253,3 +252,12 @@ async def test_a_destination_takes_over_from_a_source_that_ended_while_it_was_ro
     await run.settle(HypervisorError("killed"))
     assert done == ["resume destination"]
     assert run.journal.phase is Phase.COMMITTED
+
+
+async def test_a_roll_back_that_was_killed_half_way_goes_on(tmp_path: Path) -> None:
+    """The destination has gone, and the source stands still; it may have a disk."""
+    run, done = cut(tmp_path, (*WAY, Phase.ROLLING_BACK), Copy.HELD, Copy.DEAD)
+    with pytest.raises(RolledBackError):
+        await run.settle(HypervisorError("killed"))
+    assert done == ["resume source"]
+    assert run.journal.phase is Phase.ROLLED_BACK

@@ -9,74 +9,26 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_xen_hosts import INFO, policies
-from xen_stand_in import UUID, FakeHost
+from xen_moves import ALIVE, Hosts
 
 from isthmus.errors import (
     InputError,
     IsthmusError,
-    LostError,
     RefusedError,
     RolledBackError,
     UndecidedError,
 )
-from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.xen.runner import Runner
-from isthmus.migration import xen, xen_copies, xen_recovery
-from isthmus.migration.options import Observer, Options, Progress
+from isthmus.migration import xen, xen_copies
+from isthmus.migration.options import Observer, Progress
 from isthmus.migration.phases import Phase
-from isthmus.migration.platforms import Request
 from isthmus.migration.record import MigrationRecord, records
 from isthmus.qualification.lab import xen_stream
-
-ALIVE = {"web": "-b----"}
-WAIT_S = 120
-
-
-class Hosts:
-    """Two hosts of both makers with one guest on the first, and where moves are kept."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.intel = FakeHost(
-            folder / "intel", "xen+ssh://intel", INFO, policies("GenuineIntel", 5, 0x80000001)
-        )
-        self.amd = FakeHost(
-            folder / "amd", "xen+ssh://amd", INFO, policies("AuthenticAMD", 5, 0x80000001)
-        )
-        self.store = GuestStore(folder / "state", folder / "run")
-        self.intel.start()
-        ways = {host.address: host.runner for host in (self.intel, self.amd)}
-        monkeypatch.setattr(xen, "runner_of", ways.__getitem__)
-        monkeypatch.setattr(xen_recovery, "VERIFY_S", 0.2)
-
-    def request(self, *, verify_s: float = 0.2, **more: object) -> Request:
-        return Request(
-            guest="web",
-            source=self.intel.address,
-            destination=self.amd.address,
-            options=Options(verify_s=verify_s),
-            force=True,
-            **more,  # type: ignore[arg-type]
-        )
-
-    def move(self, observer: Observer = lambda _: None) -> MigrationRecord:
-        return asyncio.run(xen.move(self.request(), self.store, observer))
-
-    def recover(self, use: str = "") -> MigrationRecord:
-        ((path, _),) = records(self.store.journals)
-        return asyncio.run(xen.recover(path, self.store, lambda _: None, use))
-
-    @property
-    def record(self) -> MigrationRecord:
-        ((_, record),) = records(self.store.journals)
-        return record
 
 
 @pytest.fixture
@@ -298,210 +250,3 @@ def test_a_host_that_does_not_tell_is_the_operators_to_judge(
     assert hosts.recover().phase is Phase.COMMITTED
     assert hosts.amd.guests() == ALIVE
     assert not hosts.intel.guests()
-
-
-KILLED = """
-import asyncio, os, signal, sys
-sys.path[:0] = {paths!r}
-from pathlib import Path
-import pytest
-from test_xen_move import Hosts, xen
-from isthmus.migration.options import Progress
-hosts = Hosts.__new__(Hosts)
-from xen_stand_in import FakeHost
-hosts.intel, hosts.amd = FakeHost.__new__(FakeHost), FakeHost.__new__(FakeHost)
-for host, name in ((hosts.intel, "intel"), (hosts.amd, "amd")):
-    host.folder, host.address = Path({folder!r}) / name, "xen+ssh://" + name
-xen.runner_of = {{h.address: h.runner for h in (hosts.intel, hosts.amd)}}.__getitem__
-from isthmus.hypervisor.qemu.guests import GuestStore
-hosts.store = GuestStore(Path({folder!r}) / "state", Path({folder!r}) / "run")
-def observe(progress):
-    if progress.phase == {phase!r}:
-        os.kill(os.getpid(), signal.SIGKILL)
-asyncio.run(xen.move(hosts.request(), hosts.store, observe))
-"""
-
-
-def killed_in(phase: str, tmp_path: Path) -> None:
-    """Let another process move the guest, and be killed once it has written ``phase``."""
-    paths = [str(Path(__file__).parent)]
-    script = KILLED.format(paths=paths, folder=str(tmp_path), phase=phase)
-    done = subprocess.run(
-        [sys.executable, "-c", script], timeout=WAIT_S, check=False, capture_output=True,
-        env=os.environ | {"PYTHONPATH": ":".join(paths)},
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-@pytest.mark.parametrize(
-    "phase", ["prepared", "moving", "switched", "starting", "verifying", "committing"]
-)
-def test_a_killed_mover_leaves_one_guest_after_recovery(
-    hosts: Hosts, tmp_path: Path, phase: str
-) -> None:
-    killed_in(phase, tmp_path)
-    # xl at both ends finds its transport at an end, and acts for itself.
-    settled(hosts)
-    hosts.recover()
-    assert hosts.record.final
-    everywhere = [*hosts.intel.guests().items(), *hosts.amd.guests().items()]
-    assert everywhere == [("web", "-b----")]
-
-
-def test_a_killed_movers_guest_goes_on_although_the_destination_is_lost(
-    hosts: Hosts, tmp_path: Path
-) -> None:
-    killed_in("moving", tmp_path)
-    settled(hosts)
-    hosts.amd.does("vanish")
-    assert hosts.recover().phase is Phase.ROLLED_BACK
-    assert "no route" in hosts.record.error
-    assert hosts.intel.guests() == ALIVE
-
-
-def test_a_mover_killed_while_it_rolled_back_does_not_leave_the_dead_copy(
-    hosts: Hosts, tmp_path: Path
-) -> None:
-    """The guest spins at the destination, which its state does not tell."""
-    hosts.amd.does("spin")
-    killed_in("rolling-back", tmp_path)
-    settled(hosts)
-    assert hosts.amd.guests() == {"web": "r-----"}
-    assert hosts.recover().phase is Phase.ROLLED_BACK
-    assert hosts.intel.guests() == ALIVE
-    assert not hosts.amd.guests()
-
-
-def test_recovery_verifies_before_it_gives_the_source_up(hosts: Hosts, tmp_path: Path) -> None:
-    hosts.amd.does("spin")
-    killed_in("verifying", tmp_path)
-    settled(hosts)
-    record = hosts.recover()
-    assert record.phase is Phase.ROLLED_BACK
-    assert "is never idle" in record.error
-    assert hosts.intel.guests() == ALIVE
-    assert not hosts.amd.guests()
-
-
-def test_recovery_leaves_a_dead_guest_with_a_disk_to_the_operator(
-    hosts: Hosts, tmp_path: Path
-) -> None:
-    hosts.amd.does("spin")
-    (hosts.intel.folder / "disks").write_text('[{"vdev": "xvda"}]')
-    killed_in("verifying", tmp_path)
-    settled(hosts)
-    for _ in range(2):
-        with pytest.raises(UndecidedError, match="may have written to its disk"):
-            hosts.recover()
-        assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
-    assert hosts.recover("source").phase is Phase.ROLLED_BACK
-    assert hosts.intel.guests() == ALIVE
-
-
-@pytest.mark.parametrize(("use", "phase"), [("source", "committing"), ("destination", "moving")])
-def test_the_operator_cannot_choose_a_copy_that_is_not_there(
-    hosts: Hosts, tmp_path: Path, use: str, phase: str
-) -> None:
-    killed_in(phase, tmp_path)
-    settled(hosts)
-    if use == "source":
-        (hosts.intel.folder / "guest-web--migratedaway").unlink()
-    before = hosts.intel.guests(), hosts.amd.guests()
-    with pytest.raises(UndecidedError, match=f"the {use} has no copy that could go on"):
-        hosts.recover(use)
-    assert (hosts.intel.guests(), hosts.amd.guests()) == before
-    hosts.recover()
-    assert hosts.record.final
-
-
-def test_a_guest_that_is_gone_from_both_hosts_leaves_no_record_open(
-    hosts: Hosts, tmp_path: Path
-) -> None:
-    """It was switched off after its mover had been killed, say: its name is free again."""
-    killed_in("verifying", tmp_path)
-    settled(hosts)
-    for each in (hosts.intel.folder, hosts.amd.folder):
-        for path in each.glob("guest-*"):
-            path.unlink()
-    with pytest.raises(LostError, match="neither host has it"):
-        hosts.recover()
-    assert hosts.record.phase is Phase.LOST
-
-
-def test_an_incoming_copy_is_kept_where_the_source_is_gone(hosts: Hosts, tmp_path: Path) -> None:
-    """It may be all that is left of the guest."""
-    killed_in("verifying", tmp_path)
-    settled(hosts)
-    for path in hosts.intel.folder.glob("guest-*"):
-        path.unlink()
-    (hosts.amd.folder / "guest-web").rename(hosts.amd.folder / "guest-web--incoming")
-    before = hosts.amd.guests()
-    with pytest.raises(UndecidedError):
-        hosts.recover()
-    assert hosts.amd.guests() == before
-    assert not hosts.record.final
-
-
-@pytest.mark.parametrize("use", ["source", "destination"])
-def test_of_two_copies_the_one_that_was_not_chosen_ends_first(
-    hosts: Hosts, tmp_path: Path, use: str
-) -> None:
-    """Somebody has let the source's copy go on although the other runs."""
-    killed_in("committing", tmp_path)
-    settled(hosts)
-    (hosts.intel.folder / "guest-web--migratedaway").rename(hosts.intel.folder / "guest-web")
-    hosts.intel.start()
-    with pytest.raises(UndecidedError, match="the source runs although the destination"):
-        hosts.recover()
-    record = hosts.recover(use)
-    assert record.phase is (Phase.ROLLED_BACK if use == "source" else Phase.COMMITTED)
-    assert (hosts.intel.guests(), hosts.amd.guests()) == (
-        (ALIVE, {}) if use == "source" else ({}, ALIVE)
-    )
-
-
-def test_a_guest_that_was_given_the_name_since_is_left_alone(hosts: Hosts, tmp_path: Path) -> None:
-    killed_in("moving", tmp_path)
-    settled(hosts)
-    hosts.amd.start(uuid=UUID[::-1])
-    assert hosts.recover().phase is Phase.ROLLED_BACK
-    assert hosts.intel.guests() == ALIVE
-    assert hosts.amd.guests() == ALIVE, "another guest"
-
-
-@pytest.mark.parametrize("name", ["(null)", "renamed"])
-def test_a_copy_under_another_name_is_not_taken_for_gone(
-    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(xen_copies, "TELLING_S", 1.0)
-    killed_in("verifying", tmp_path)
-    settled(hosts)
-    (hosts.amd.folder / "guest-web").rename(hosts.amd.folder / f"guest-{name}")
-    with pytest.raises(UndecidedError, match="may be running"):
-        hosts.recover()
-    assert hosts.intel.guests() == {"web--migratedaway": "---ss-"}
-
-
-def settled(hosts: Hosts) -> None:
-    """Wait until no xl of these hosts runs any more."""
-    until(
-        lambda: not _mentioning(str(hosts.intel.folder)) and not _mentioning(str(hosts.amd.folder))
-    )
-
-
-def _mentioning(text: str) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text.encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -82,7 +82,6 @@ def _write(file: Path, found: Comparison) -> None:
 
 
 def _show(found: Comparison) -> None:
-
     console = screen()
     if len(found.hosts) >= _MANY:
         console.print(_matrix(found))

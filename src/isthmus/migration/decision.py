@@ -73,6 +73,19 @@ def decide(situation: Situation) -> Decision:
     return _before_start(situation)
 
 
+def chosen(winner: str, situation: Situation) -> Decision:
+    """The operator's decision which copy goes on, ``source`` or ``destination``.
+
+    One that is not there cannot: the other may be all that is left of the guest.
+    """
+    copy = situation.source if winner == "source" else situation.destination
+    if copy not in WHOLE:
+        reason = f"the {winner} has no copy that could go on ({copy}); nothing was touched"
+        return _decision(Action.HOLD, reason)
+    action = Action.ROLL_BACK if winner == "source" else Action.FINISH
+    return _decision(action, f"the operator chose the {winner}")
+
+
 def _before_start(situation: Situation) -> Decision:
     """The destination has never run: the source, if it is whole, is the guest."""
     if situation.source in WHOLE:

@@ -9,6 +9,10 @@ from isthmus.errors import IsthmusError, RolledBackError
 from isthmus.migration.record import Journal, MigrationRecord
 
 
+class DeadOnArrivalError(IsthmusError):
+    """Verification found that the guest does not live on the destination."""
+
+
 class Run(Protocol):
     """A migration under way, whatever moves its guest."""
 

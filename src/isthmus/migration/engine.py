@@ -24,24 +24,22 @@ from isthmus.errors import (
     RolledBackError,
     UndecidedError,
 )
-from isthmus.hypervisor.qemu import process, stream, through_file
+from isthmus.hypervisor.qemu import stream, through_file
 from isthmus.hypervisor.qemu.monitor import MonitorGoneError
 from isthmus.hypervisor.qemu.through_file import Deposit
 from isthmus.migration import arrival
-from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
-from isthmus.migration.ending import brought_to_end, to_its_end
+from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, chosen, decide
+from isthmus.migration.ending import DeadOnArrivalError, brought_to_end, to_its_end
 from isthmus.migration.options import Observer, Options, Progress
-from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, UNTOUCHED, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, UNTOUCHED, Phase
 from isthmus.migration.record import (
     Figures,
     Journal,
     MigrationRecord,
     Plan,
-    Side,
 )
-from isthmus.migration.sides import Destination, Source
+from isthmus.migration.sides import Destination, Source, processes
 from isthmus.migration.verify import watch
-from isthmus.translate import cost
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 from isthmus.values import to_json
 
@@ -57,16 +55,6 @@ Adopt = Callable[[MigrationRecord], None]
 
 async def nothing(_: Phase) -> None:
     """The checkpoint that makes no fault."""
-
-
-def processes(record: MigrationRecord) -> tuple[Source, Destination]:
-    """The ends that are processes of this machine, spoken to by their monitors."""
-    plan = record.plan
-    destination = Destination(
-        _found(plan.destination),
-        owned=plan.spec is not None or record.phase not in {Phase.OBSERVED, Phase.PREPARING},
-    )
-    return Source(plan.source), destination
 
 
 async def move(
@@ -284,30 +272,18 @@ class _Run:
 
     async def verify(self) -> None:
         """Watch the guest on the destination; raises :class:`IsthmusError` if it does not live."""
-        folder = self.destination.side.directory
         evidence = await watch(
             self.destination.monitor,
             seconds=self.options.verify_s,
-            console=_file(folder, "console.log"),
-            payload=_file(folder, "payload.log") if self._reported() else None,
+            console=self.destination.file("console.log"),
+            payload=self.destination.file("payload.log") if self._reported() else None,
             translated=self.destination.translator is not None,
         )
         if not evidence.alive:
-            raise _DeadOnArrivalError(
+            raise DeadOnArrivalError(
                 f"the guest does not live on the destination: {evidence.reason}"
-                + await self._held()
+                + await self.destination.held_by_translator()
             )
-
-    async def _held(self) -> str:
-        """How a translator kept the guest from its work on the destination, if it did."""
-        translator = self.destination.translator
-        if translator is None:
-            return ""
-        try:
-            held = cost.while_silent(await translator.status())
-        except IsthmusError:
-            return ""
-        return f"; {held}" if held else ""
 
     def _reported(self) -> bool:
         """Whether a payload has reported at the source: who never did is not missed here."""
@@ -350,7 +326,7 @@ class _Run:
         :raises LostError: no copy is left.
         """
         why = (str(error) or "interrupted") + await self._last_words(error)
-        situation = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
+        situation = await self._situation(failed=isinstance(error, DeadOnArrivalError))
         decision = decide(situation)
         try:
             if decision.action is Action.FINISH:
@@ -360,7 +336,7 @@ class _Run:
                 await self._roll_back(why)
         except (RolledBackError, UndecidedError, LostError):
             raise  # settled already, below
-        except _DeadOnArrivalError as dead:
+        except DeadOnArrivalError as dead:
             if not situation.failed:
                 await self.settle(dead)
                 return
@@ -402,17 +378,15 @@ class _Run:
         :raises UndecidedError: there is no such copy that could go on; nothing was touched.
         """
         situation = await self._situation(failed=False)
-        chosen = situation.source if winner == "source" else situation.destination
-        if chosen not in WHOLE:
-            # The other one may be all that is left of the guest.
+        decision = chosen(winner, situation)
+        if decision.action is Action.HOLD:
+            plan = self.journal.record.plan
             raise UndecidedError(
-                f"{self.journal.record.plan.guest}: the {winner} has no copy that could go on"
-                f" ({chosen}); nothing was touched",
-                remedy=f"isthmus migrate --resume {self.journal.record.plan.id}, with the other"
-                " copy or without --use",
+                f"{plan.guest}: {decision.reason}",
+                remedy=f"isthmus migrate --resume {plan.id}, with the other copy or without --use",
             )
-        if winner == "source":
-            await self._roll_back("the operator chose the source")
+        if decision.action is Action.ROLL_BACK:
+            await self._roll_back(decision.reason)
         else:
             await self._finish(situation)
 
@@ -452,8 +426,7 @@ class _Run:
         held = situation.destination is Copy.HELD
         proved = situation.phase in {Phase.COMMITTING, Phase.COMMITTED}
         following = Phase.COMMITTING if proved else Phase.STARTING if held else Phase.VERIFYING
-        if following not in TRANSITIONS[self.journal.phase]:  # as where rolling back had begun
-            self.journal.enter(Phase.UNDECIDED)
+        self.journal.open_way(following)
         if not proved:
             folder = self.destination.side.translator
             if folder is not None and self.armed is None:
@@ -519,20 +492,3 @@ class _Run:
             with contextlib.suppress(IsthmusError, OSError):
                 await end.close()
         self.journal.close()
-
-
-class _DeadOnArrivalError(IsthmusError):
-    """Verification found that the guest does not live on the destination."""
-
-
-def _found(side: Side) -> Side:
-    """The side with its process found again, where a crash came before it was written down."""
-    if side.identity is not None or side.directory is None:
-        return side
-    return msgspec.structs.replace(side, identity=process.find(side.directory))
-
-
-def _file(folder: Path | None, name: str) -> Path | None:
-    """That file of the destination, which writes it from its start, or None."""
-    path = folder / name if folder is not None else None
-    return path if path is not None and path.exists() else None

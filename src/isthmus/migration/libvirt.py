@@ -40,12 +40,12 @@ from isthmus.hypervisor.libvirt.move import Moved, Wishes
 from isthmus.hypervisor.qemu.guests import GuestStore
 from isthmus.hypervisor.qemu.stream import Transfer
 from isthmus.migration import libvirt_translated
-from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
-from isthmus.migration.ending import brought_to_end, to_its_end
+from isthmus.migration.decision import Action, Copy, Decision, Situation, chosen, decide
+from isthmus.migration.ending import DeadOnArrivalError, brought_to_end, to_its_end
 from isthmus.migration.libvirt_ends import DestinationEnd, End, broken, is_split, reached
 from isthmus.migration.libvirt_guest import Facts, goes_by_hand, judge, read_facts, served
 from isthmus.migration.options import Observer, Options, Progress
-from isthmus.migration.phases import TRANSITIONS, UNTOUCHED, Phase
+from isthmus.migration.phases import UNTOUCHED, Phase
 from isthmus.migration.platforms import Request, has_host
 from isthmus.migration.preflight import Preflight
 from isthmus.migration.record import (
@@ -245,7 +245,7 @@ class _Run:
             if copy is Copy.HELD and reason == binding().VIR_DOMAIN_PAUSED_USER:
                 return
             if copy is not Copy.RUNNING:
-                raise _DeadOnArrivalError(
+                raise DeadOnArrivalError(
                     f"the guest does not live on the destination: it is {copy}"
                     f" (libvirt's reason {reason})"
                 )
@@ -270,7 +270,7 @@ class _Run:
         :raises UndecidedError: both copies are held, or none is left.
         """
         why = str(error) or "interrupted"
-        situation, kept = await self._situation(failed=isinstance(error, _DeadOnArrivalError))
+        situation, kept = await self._situation(failed=isinstance(error, DeadOnArrivalError))
         if situation.split and (await self.source.told())[1:] in broken():
             why += await self._go_on(why)
             situation, kept = await self._situation(failed=False)
@@ -316,13 +316,12 @@ class _Run:
                 remedy=f"isthmus migrate --resume {self.journal.record.plan.id}, without --use;"
                 " or end both with virsh destroy",
             )
-        chosen, other = situation.source, situation.destination
-        if winner != "source":
-            chosen, other = other, chosen
-        if chosen not in WHOLE and other is not Copy.DEAD:
+        decision = chosen(winner, situation)
+        other = situation.destination if winner == "source" else situation.source
+        # Where the other is gone, too, the choice at least closes the record.
+        if decision.action is Action.HOLD and other is not Copy.DEAD:
             raise UndecidedError(
-                f"{self.journal.record.plan.guest}: the {winner} has no copy that could go on"
-                f" ({chosen}); nothing was touched",
+                f"{self.journal.record.plan.guest}: {decision.reason}",
                 remedy="look at both (virsh list --all on each)",
             )
         if winner == "source":
@@ -359,6 +358,7 @@ class _Run:
             destination=destination,
             failed=failed,
             traceless=self.facts is not None and not self.facts.disks,
+            rolling_back=self.journal.record.rolling_back,
             split=split,
         ), kept
 
@@ -428,8 +428,7 @@ class _Run:
         waits = situation.destination is Copy.HELD and situation.source is Copy.DEAD
         proved = situation.phase in {Phase.COMMITTING, Phase.COMMITTED}
         following = Phase.COMMITTING if proved else Phase.STARTING if waits else Phase.VERIFYING
-        if following not in TRANSITIONS[self.journal.phase]:  # as where rolling back had begun
-            self.journal.enter(Phase.UNDECIDED)
+        self.journal.open_way(following)
         if not proved:
             if waits:
                 self._note(Phase.STARTING)
@@ -456,7 +455,3 @@ class _Run:
         for end in (self.source, self.destination):
             await end.close()
         self.journal.close()
-
-
-class _DeadOnArrivalError(IsthmusError):
-    """The guest does not live on the destination."""

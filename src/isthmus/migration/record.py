@@ -229,6 +229,14 @@ class Journal:
         self._append(to_json(step))
         self._record = msgspec.structs.replace(self._record, steps=(*self._record.steps, step))
 
+    def open_way(self, phase: Phase, why: str = "") -> None:
+        """Make the phase one that may be entered, by way of ``undecided`` where there is no other.
+
+        So where rolling back had begun, and the copy that was to go on has died since.
+        """
+        if phase not in TRANSITIONS[self.phase]:
+            self.enter(Phase.UNDECIDED, why)
+
     def note(self, phase: Phase, why: str = "") -> None:
         """Enter a phase of putting things right: there, doing it matters more than writing it.
 

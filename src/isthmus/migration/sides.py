@@ -17,7 +17,9 @@ from isthmus.errors import HypervisorError, IsthmusError
 from isthmus.hypervisor.qemu import disks, process, stream
 from isthmus.hypervisor.qemu.monitor import CommandRefusedError, Monitor, MonitorGoneError
 from isthmus.migration.decision import Copy
-from isthmus.migration.record import Plan, Side
+from isthmus.migration.phases import Phase
+from isthmus.migration.record import MigrationRecord, Plan, Side
+from isthmus.translate import cost
 from isthmus.translate.service import TranslatorClient, TranslatorError, spawn
 
 ENDING_S = 10.0
@@ -326,6 +328,22 @@ class Destination(_End):
             await asyncio.sleep(0.02)
         return process.last_words(self.side.directory / "qemu.log")
 
+    async def held_by_translator(self) -> str:
+        """How its translator keeps the guest from its work, for a reason; empty if it does not."""
+        if self.translator is None:
+            return ""
+        try:
+            held = cost.while_silent(await self.translator.status())
+        except IsthmusError:
+            return ""
+        return f"; {held}" if held else ""
+
+    def file(self, name: str) -> Path | None:
+        """That file of a process of ours, which writes it from its start; None if there is none."""
+        folder = self.side.directory
+        path = folder / name if folder is not None else None
+        return path if path is not None and path.exists() else None
+
     async def touched_disk(self) -> bool:
         """Whether the guest has written to any disk since this process was started."""
         answer = await self.monitor.execute("query-blockstats")
@@ -334,3 +352,20 @@ class Destination(_End):
             for device in answer
             for key in ("wr_operations", "unmap_operations", "zone_append_operations")
         )
+
+
+def processes(record: MigrationRecord) -> tuple[Source, Destination]:
+    """The ends that are processes of this machine, spoken to by their monitors."""
+    plan = record.plan
+    destination = Destination(
+        _found(plan.destination),
+        owned=plan.spec is not None or record.phase not in {Phase.OBSERVED, Phase.PREPARING},
+    )
+    return Source(plan.source), destination
+
+
+def _found(side: Side) -> Side:
+    """The side with its process found again, where a crash came before it was written down."""
+    if side.identity is not None or side.directory is None:
+        return side
+    return msgspec.structs.replace(side, identity=process.find(side.directory))

@@ -34,7 +34,7 @@ from isthmus.hypervisor.xen.runner import Runner, UnreachedError, runner_of
 from isthmus.hypervisor.xen.transfer import Transfer
 from isthmus.migration import xen_copies as copies
 from isthmus.migration.decision import Action, Decision, Situation, decide
-from isthmus.migration.ending import to_its_end
+from isthmus.migration.ending import DeadOnArrivalError, to_its_end
 from isthmus.migration.options import Observer, Progress
 from isthmus.migration.phases import MAY_HAVE_RUN, Phase
 from isthmus.migration.platforms import Request
@@ -51,7 +51,6 @@ from isthmus.migration.record import (
 )
 from isthmus.migration.xen_copies import One
 from isthmus.migration.xen_recovery import (
-    DeadOnArrivalError,
     folder_beside,
     keep_skip,
     recovered,

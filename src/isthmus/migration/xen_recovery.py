@@ -9,26 +9,23 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from isthmus.errors import HypervisorError, IsthmusError, LostError, UndecidedError
+from isthmus.errors import HypervisorError, LostError, UndecidedError
 from isthmus.hypervisor.xen import host as xen
 from isthmus.hypervisor.xen.host import AWAY, INCOMING
 from isthmus.hypervisor.xen.liveness import watch
 from isthmus.hypervisor.xen.runner import Runner, UnreachedError
 from isthmus.hypervisor.xen.transfer import clean
 from isthmus.migration import xen_copies as copies
-from isthmus.migration.decision import WHOLE, Action, Copy, Decision, Situation, decide
+from isthmus.migration.decision import Action, Copy, Situation, chosen, decide
+from isthmus.migration.ending import DeadOnArrivalError
 from isthmus.migration.options import Observer, Options, Progress
-from isthmus.migration.phases import MAY_HAVE_RUN, TRANSITIONS, Phase
+from isthmus.migration.phases import MAY_HAVE_RUN, Phase
 from isthmus.migration.record import Journal, MigrationRecord, Plan, read_record
 from isthmus.migration.xen_copies import One
 
 KILLED = "the process that moved the guest was killed"
 VERIFY_S = Options().verify_s
 """For how long a guest is watched, in s: the move's own choice is not in its record."""
-
-
-class DeadOnArrivalError(IsthmusError):
-    """Verification found that the guest does not live on the destination."""
 
 
 def folder_beside(journals: Path, plan: Plan) -> Path:
@@ -109,12 +106,13 @@ class _Recovery:
             phase=reached,
             source=left,
             destination=arrived,
-            # Who was rolling back had found that the guest does not live there.
-            failed=self.journal.phase is Phase.ROLLING_BACK,
+            rolling_back=self.journal.record.rolling_back,
             # xl itself lets the source go on only where the destination has not run.
             traceless=left is Copy.RUNNING or await copies.diskless(self.source, self.one),
         )
-        decision = self._chosen(use, situation) if use else decide(situation)
+        decision = chosen(use, situation) if use else decide(situation)
+        if use and decision.action is Action.HOLD:
+            raise UndecidedError(f"{self.plan.guest}: {decision.reason}", remedy=remedy(self.plan))
         why = f"{KILLED}; {decision.reason}"
         if decision.action is Action.FINISH and not use and reached is not Phase.COMMITTING:
             try:
@@ -136,21 +134,6 @@ class _Recovery:
         else:
             self.journal.enter(Phase.UNDECIDED, why)
             raise UndecidedError(f"{self.plan.guest}: {why}", remedy=remedy(self.plan))
-
-    def _chosen(self, use: str, situation: Situation) -> Decision:
-        """The operator's choice, if the copy that goes on is there.
-
-        :raises UndecidedError: it is not, or is not whole.
-        """
-        copy = situation.source if use == "source" else situation.destination
-        if copy not in WHOLE:
-            raise UndecidedError(
-                f"{self.plan.guest}: the {use} has no copy that could go on ({copy});"
-                " nothing was touched",
-                remedy=remedy(self.plan),
-            )
-        action = Action.ROLL_BACK if use == "source" else Action.FINISH
-        return Decision(action=action, reason=f"the operator chose the {use}")
 
     async def _verify(self, why: str) -> None:
         """Let the guest go on at the destination, and watch it there.
@@ -183,9 +166,7 @@ class _Recovery:
         self._enter(Phase.COMMITTED, lost)
 
     def _enter(self, phase: Phase, why: str = "") -> None:
-        """Write a phase, by way of ``undecided`` where there is no other."""
-        if phase not in TRANSITIONS[self.journal.phase]:
-            self.journal.enter(Phase.UNDECIDED, why)
+        self.journal.open_way(phase, why)
         self.journal.enter(phase, why)
 
 

@@ -62,7 +62,7 @@ def find_bochs(cache: Path, progress: Callable[[str], None] = lambda _: None) ->
     """
     lists = HERE
     for suite in SUITES:
-        found = packages.of_suite(suite, cache / "lists" / suite)
+        found = packages.of_suite(suite, cache)
         if found is not None and packages.with_needs(("bochs",), lambda _: False, lists=found):
             lists = found
             break

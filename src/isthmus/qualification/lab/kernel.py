@@ -90,7 +90,7 @@ def lists_with(kernel: str, cache: Path) -> Lists:
     suite = _SUITES.get(match[1]) if match else None
     if match is None or suite is None or packages.names(f"linux-image-{match[1]}"):
         return HERE
-    return packages.of_suite(suite, cache / "lists" / suite) or HERE
+    return packages.of_suite(suite, cache) or HERE
 
 
 def choose_packages(selector: str | None, lists: Lists = HERE) -> tuple[Package, ...]:

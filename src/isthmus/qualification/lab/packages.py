@@ -137,8 +137,8 @@ def _named(field: str) -> tuple[str, ...]:
     )
 
 
-def of_suite(suite: str, folder: Path) -> Lists | None:
-    """The lists of another suite of this machine's own distribution, fetched into ``folder``.
+def of_suite(suite: str, cache: Path) -> Lists | None:
+    """The lists of another suite of this machine's own distribution, kept below ``cache``.
 
     Nothing of this machine is changed.  None where they cannot be had.
 
@@ -150,7 +150,8 @@ def of_suite(suite: str, folder: Path) -> Lists | None:
     if archive is None:
         return None
     keys = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
-    return private_lists(folder, f"deb {keys}{archive} {suite} main\n", "Packages")
+    source = f"deb {keys}{archive} {suite} main\n"
+    return private_lists(cache / "lists" / suite, source, "Packages")
 
 
 def private_lists(folder: Path, sources: str, kind: str) -> Lists | None:
